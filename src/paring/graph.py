@@ -1,0 +1,171 @@
+"""The view of a model that planning works on: frozen, NumPy only, weights read on demand.
+
+A Graph is read from a model and never written back. Ids are opaque and belong to the format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+TensorId: TypeAlias = tuple[int, int]
+OpId: TypeAlias = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """An affine grid: real = (integer - zero_point) * scale.
+
+    Attributes:
+      scale: float32 [1] per tensor, [channels] per channel, or [channels, blocks] per block.
+      zero_point: int64, the shape of `scale`.
+      dtype: Storage type: int4, int8, uint8, int16, int32 or int64.
+      axis: The channel dimension, None per tensor.
+      block: Inputs that share one scale, 0 when not blockwise.
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    dtype: str
+    axis: int | None = None
+    block: int = 0
+
+    def same_grid(self, other: Quantization | None) -> bool:
+        """True where both store the same real numbers as the same integers."""
+        return (
+            other is not None
+            and self.dtype == other.dtype
+            and self.axis == other.axis
+            and self.block == other.block
+            and np.array_equal(self.scale, other.scale)
+            and np.array_equal(self.zero_point, other.zero_point)
+        )
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant, read when asked and never kept.
+
+    Attributes:
+      shape: As the operators see it.
+      dtype: The type of the values that `read` gives (float32 even where float16 is stored).
+      stored: How the file stores it: float32, float16, int8, sparse, ...
+      stored_bytes: Bytes in the file.
+      reader: Gives rows [start, stop) of the first dimension.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored: str
+    stored_bytes: int
+    reader: Callable[[int, int], np.ndarray] = field(repr=False, compare=False)
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows `start` to `stop` of the first dimension (all by default); a scalar comes whole."""
+        rows = self.shape[0] if self.shape else 1
+        return self.reader(start, rows if stop is None else min(stop, rows))
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One value of the graph: `shape` holds -1 where a dimension is dynamic; `weight` is set on constants."""
+
+    id: TensorId
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    quantization: Quantization | None = None
+    weight: Weight | None = None
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """An operator's input that holds weights.
+
+    Attributes:
+      input: Index among the operator's inputs.
+      axis: Channel dimension of per-channel scales; None means one scale for the tensor.
+      reduced: Dimensions that are summed over with the input (what GPTQ and bias correction look at).
+    """
+
+    input: int
+    axis: int | None
+    reduced: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What quantized execution asks of one operator, filled in by the format's operator table.
+
+    Attributes:
+      data: Input indices that carry real-valued activations (constants among them are quantized per tensor).
+      weights: Inputs that hold weights.
+      bias: Input index of the bias, None without one.
+      same_scale: Groups of ports that must share one grid; a port is `("in", i)` or `("out", i)`.
+      fixed: Grids that a port must have: `{port: {activation dtype: (scale, zero_point)}}`.
+      static: Activation dtypes (`int8`, `int16`) that a kernel takes, with the operator version each needs.
+      dynamic: Weight dtypes that a kernel takes beside float activations, with versions.
+      float_version: The version of the plain float form.
+    """
+
+    data: tuple[int, ...] = ()
+    weights: tuple[WeightUse, ...] = ()
+    bias: int | None = None
+    same_scale: tuple[tuple[tuple[str, int], ...], ...] = ()
+    fixed: Mapping[tuple[str, int], Mapping[str, tuple[float, int]]] = field(default_factory=dict)
+    static: Mapping[str, int] = field(default_factory=dict)
+    dynamic: Mapping[str, int] = field(default_factory=dict)
+    float_version: int = 1
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operator: `kind` is canonical (conv2d, dense, ...), `native` the format's own name (CONV_2D)."""
+
+    id: OpId
+    name: str
+    kind: str
+    native: str
+    inputs: tuple[TensorId | None, ...]
+    outputs: tuple[TensorId, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    demands: Demands | None = None
+    scope: str = ""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Operators in topological order and the tensors between them; `inputs` and `outputs` are the model's own."""
+
+    ops: tuple[Op, ...]
+    tensors: Mapping[TensorId, Tensor]
+    inputs: tuple[TensorId, ...]
+    outputs: tuple[TensorId, ...]
+
+    def producers(self) -> dict[TensorId, Op]:
+        """The operator that makes each tensor."""
+        return {tensor: op for op in self.ops for tensor in op.outputs}
+
+    def consumers(self) -> dict[TensorId, list[tuple[Op, int]]]:
+        """The uses of each tensor as (operator, input index)."""
+        uses: dict[TensorId, list[tuple[Op, int]]] = {}
+        for op in self.ops:
+            for index, tensor in enumerate(op.inputs):
+                if tensor is not None:
+                    uses.setdefault(tensor, []).append((op, index))
+        return uses
+
+    def weights_of(self, op: Op) -> Iterator[tuple[WeightUse, Tensor]]:
+        """The constant weights that `op` reads."""
+        for use in op.demands.weights if op.demands else ():
+            tensor = op.inputs[use.input] if use.input < len(op.inputs) else None
+            if tensor is not None and self.tensors[tensor].weight is not None:
+                yield use, self.tensors[tensor]
