@@ -55,6 +55,7 @@ class Weight:
       stored: How the file stores it: float32, float16, int8, sparse, ...
       stored_bytes: Bytes in the file.
       reader: Gives rows [start, stop) of the first dimension.
+      releaser: Lets the system take the pages back that reading brought in.
     """
 
     shape: tuple[int, ...]
@@ -62,11 +63,17 @@ class Weight:
     stored: str
     stored_bytes: int
     reader: Callable[[int, int], np.ndarray] = field(repr=False, compare=False)
+    releaser: Callable[[], None] | None = field(default=None, repr=False, compare=False)
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows `start` to `stop` of the first dimension (all by default); a scalar comes whole."""
         rows = self.shape[0] if self.shape else 1
         return self.reader(start, rows if stop is None else min(stop, rows))
+
+    def release(self) -> None:
+        """Says that the values are not needed for now."""
+        if self.releaser is not None:
+            self.releaser()
 
     @property
     def size(self) -> int:
@@ -109,26 +116,35 @@ class Demands:
       data: Input indices that carry real-valued activations (constants among them are quantized per tensor).
       weights: Inputs that hold weights.
       bias: Input index of the bias, None without one.
-      same_scale: Groups of ports that must share one grid; a port is `("in", i)` or `("out", i)`.
-      fixed: Grids that a port must have: `{port: {activation dtype: (scale, zero_point)}}`.
-      static: Activation dtypes (`int8`, `int16`) that a kernel takes, with the operator version each needs.
-      dynamic: Weight dtypes that a kernel takes beside float activations, with versions.
-      float_version: The version of the plain float form.
+      same: True where all `data` inputs and `results` must share one grid.
+      results: Output indices that carry real values.
+      fixed: The grid that the kernel demands of its results, by activation dtype: `{"int8": (scale, zero_point)}`.
+      versions: Operator version that each form needs; a missing form has no kernel. Forms: `float`; `int8` and `int16`
+        (activations, with int8 weights); `int8-int4`, `int16-int4` (with int4 weights); `dynamic-int8`, `dynamic-int4`,
+        `dynamic-int4-block` (float activations, quantized weights).
+      ties: Tensors that are one value under several names (operands of a loop or branch): one grid or float, together.
+      computes: False for operators that only move, reshape or fill.
+      quanta: Output quanta by which a right kernel may differ from the arithmetic.
     """
 
     data: tuple[int, ...] = ()
     weights: tuple[WeightUse, ...] = ()
     bias: int | None = None
-    same_scale: tuple[tuple[tuple[str, int], ...], ...] = ()
-    fixed: Mapping[tuple[str, int], Mapping[str, tuple[float, int]]] = field(default_factory=dict)
-    static: Mapping[str, int] = field(default_factory=dict)
-    dynamic: Mapping[str, int] = field(default_factory=dict)
-    float_version: int = 1
+    same: bool = False
+    results: tuple[int, ...] = ()
+    fixed: Mapping[str, tuple[float, int]] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    ties: tuple[tuple[TensorId, ...], ...] = ()
+    computes: bool = True
+    quanta: int = 1
 
 
 @dataclass(frozen=True)
 class Op:
-    """One operator: `kind` is canonical (conv2d, dense, ...), `native` the format's own name (CONV_2D)."""
+    """One operator: `kind` is canonical (conv2d, dense, ...), `native` the format's own name (CONV_2D).
+
+    `constant` says that it only unpacks a stored constant (DEQUANTIZE of float16 weights): it vanishes with the stored form.
+    """
 
     id: OpId
     name: str
@@ -139,6 +155,8 @@ class Op:
     params: Mapping[str, Any] = field(default_factory=dict)
     demands: Demands | None = None
     scope: str = ""
+    version: int = 1
+    constant: bool = False
 
 
 @dataclass(frozen=True)

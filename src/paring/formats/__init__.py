@@ -1,0 +1,53 @@
+"""Model formats behind one door: `load` opens whatever the user has as the model that paring works on."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from paring.errors import InputError
+from paring.formats.tflite.model import TfliteModel
+
+SUFFIXES = (".tflite", ".keras", ".h5", ".hdf5")
+
+
+def load(source: str | os.PathLike[str] | bytes | Any) -> TfliteModel:
+    """Opens a model.
+
+    Args:
+      source: A `.tflite` path or its bytes; a `.keras` or `.h5` file, a SavedModel folder or a live Keras model, which are
+        converted to float .tflite first (needs the extra `tf`).
+
+    Raises:
+      InputError: The source is no model, or a broken one.
+
+    >>> from paring.demo import model_path
+    >>> load(model_path()).kind
+    'tflite'
+    """
+    if isinstance(source, TfliteModel):
+        return source
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return TfliteModel.parse(memoryview(source))
+    if isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists():
+            raise InputError("no such model", where=str(path))
+        if path.is_file() and path.suffix not in SUFFIXES[1:]:
+            return TfliteModel.open(path)
+    return _converted(source)
+
+
+def _converted(source: Any) -> TfliteModel:
+    from paring.formats.convert import to_tflite
+
+    folder = tempfile.TemporaryDirectory(prefix="paring-")
+    out = Path(folder.name) / "converted.tflite"
+    notes = to_tflite(source, out)
+    model = TfliteModel.open(out)
+    model.path = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+    model.notes = tuple(notes or ())
+    model.folder = folder  # the mapped file lives as long as the model
+    return model

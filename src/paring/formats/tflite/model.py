@@ -53,6 +53,8 @@ class TfliteModel:
         self.data = data
         self.path = path
         self.archive = archive
+        self.notes: tuple[str, ...] = ()
+        self.folder: object = None
 
     # -- reading -------------------------------------------------------------------------------------------------
 

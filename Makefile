@@ -1,0 +1,62 @@
+# make demo   the whole story on a small real model
+# make test   linters, types and tests, against the installed package
+# make lint   linters and types only
+# make clean  removes what these made
+#
+# PYTHON      the interpreter that .venv is made with: 3.10 to 3.13
+# TF          the TensorFlow package for the tests of its converter and its SavedModels; `make test TF=` goes without
+
+PYTHON ?= python3
+TF ?= $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),tensorflow-cpu,tensorflow)
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# What the installed package is made of: a change of any of these installs it again.
+SOURCES := pyproject.toml LICENSE README.md $(shell find src -type f -not -name '*.pyc')
+
+# An inherited PYTHONPATH would put another copy of paring before the installed one.
+unexport PYTHONPATH
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/paring demo
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS) tests --pyargs paring
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	find src tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/created.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "paring needs Python 3.10 to 3.13, and \`$(PYTHON)\` is none. Say which to use: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "\`$(PYTHON)\` comes without its venv module. On Debian and Ubuntu: sudo apt install python3-venv" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/demo.stamp: $(SOURCES) | $(VENV)/created.stamp
+	$(PIP) install '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(SOURCES) | $(VENV)/created.stamp
+ifeq ($(strip $(TF)),)
+	$(PIP) install '.[test]'
+else
+	$(PIP) install '.[test,tf]' $(TF) || { \
+	  echo "Could not install $(TF), for the reason above: tests that need it will be skipped." >&2; \
+	  $(PIP) install '.[test]'; }
+endif
+	@touch $@

@@ -1,0 +1,177 @@
+"""Streaming statistics of activations: independent of the order of samples, memory bounded per tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring.compress.base import Moments
+from paring.errors import InputError
+from paring.graph import TensorId
+
+RANGE, HISTOGRAM, MOMENTS = "range", "histogram", "moments"
+_BUCKETS = 1 << 16
+
+
+@dataclass
+class TensorStatistics:
+    """What is kept of one tensor, whatever the number of samples.
+
+    Attributes:
+      low: Smallest value seen.
+      high: Largest.
+      count: Values seen.
+      histogram: int64 [65536] counts by the upper 16 bits of the float32 pattern (0.8 % relative resolution at every
+        magnitude, so that no range has to be known beforehand); None unless asked for.
+      mean_sum: Sum per channel (last dimension), float64; None unless asked for.
+      square_sum: Sum of squares per channel.
+    """
+
+    low: float = np.inf
+    high: float = -np.inf
+    count: int = 0
+    histogram: np.ndarray | None = field(default=None, repr=False)
+    mean_sum: np.ndarray | None = field(default=None, repr=False)
+    square_sum: np.ndarray | None = field(default=None, repr=False)
+
+    @classmethod
+    def for_requests(cls, wanted: set[str]) -> TensorStatistics:
+        """Empty statistics that keep what is `wanted`."""
+        return cls(histogram=np.zeros(_BUCKETS, np.int64) if HISTOGRAM in wanted else None)
+
+    def update(self, values: np.ndarray, wanted: set[str]) -> None:
+        """Takes one array of float32, any shape, into account."""
+        if not values.size:
+            return
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
+        self.count += values.size
+        if self.histogram is not None:
+            keys = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32) >> 16
+            self.histogram += np.bincount(keys, minlength=_BUCKETS)
+        if MOMENTS in wanted:
+            rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+            total = rows.sum(axis=0, dtype=np.float64)
+            squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+            self.mean_sum = total if self.mean_sum is None else self.mean_sum + total
+            self.square_sum = squares if self.square_sum is None else self.square_sum + squares
+
+    def merge(self, other: TensorStatistics) -> TensorStatistics:
+        """The statistics of both together; channel sums survive only where both have them."""
+        both = self.histogram is not None and other.histogram is not None
+        sums = self.mean_sum is not None and other.mean_sum is not None and self.mean_sum.shape == other.mean_sum.shape
+        return TensorStatistics(
+            min(self.low, other.low),
+            max(self.high, other.high),
+            self.count + other.count,
+            self.histogram + other.histogram if both else None,  # type: ignore[operator]
+            self.mean_sum + other.mean_sum if sums else None,  # type: ignore[operator]
+            self.square_sum + other.square_sum if sums else None,  # type: ignore[operator]
+        )
+
+    @property
+    def moments(self) -> Moments | None:
+        """Mean and second moment per channel, None unless they were asked for."""
+        if self.mean_sum is None or self.square_sum is None or not self.count:
+            return None
+        rows = self.count / self.mean_sum.size
+        return Moments(self.mean_sum / rows, self.square_sum / rows)
+
+    def range(self, how: str, percentile: float = 99.99, levels: int = 256) -> tuple[float, float]:
+        """The range to quantize: `minmax`, `percentile` (both tails), or `mse` (least expected square error)."""
+        if how == "minmax" or self.histogram is None or self.low >= self.high:
+            return self.low, self.high
+        values, counts = _occupied(self.histogram)
+        if how == "percentile":
+            share = np.cumsum(counts) / counts.sum()
+            last = len(values) - 1
+            low = values[min(int(np.searchsorted(share, 1 - percentile / 100)), last)]
+            high = values[min(int(np.searchsorted(share, percentile / 100)), last)]
+            return max(float(low), self.low), min(float(high), self.high)
+        return _least_square_range(values, counts, self.low, self.high, levels)
+
+
+def _occupied(histogram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bucket middles in ascending order, and their counts, of the buckets that hold something."""
+    keys = np.nonzero(histogram)[0]
+    middle = ((keys.astype(np.uint32) << 16) | np.where(keys & 0x7FFF, 0x8000, 0).astype(np.uint32)).view(np.float32)
+    values = middle.astype(np.float64)
+    order = np.argsort(values, kind="stable")
+    return values[order], histogram[keys][order].astype(np.float64)
+
+
+def _least_square_range(
+    values: np.ndarray, counts: np.ndarray, low: float, high: float, levels: int
+) -> tuple[float, float]:
+    """The (low, high) with the least clipping plus rounding error; exact zeros round to themselves and cost nothing."""
+    shrink = np.linspace(1.0, 0.2, 81)
+    lows = min(low, 0.0) * shrink if low < 0 else np.zeros(1)
+    highs = max(high, 0.0) * shrink if high > 0 else np.zeros(1)
+
+    def clipping(limits: np.ndarray, sign: int) -> np.ndarray:
+        x, c = (values, counts) if sign > 0 else (-values[::-1], counts[::-1])
+        tail = [np.append(np.cumsum(p[::-1])[::-1], 0.0) for p in (c, c * x, c * x * x)]
+        edge = limits * sign
+        first = np.searchsorted(x, edge, side="right")
+        return np.asarray(tail[2][first] - 2 * edge * tail[1][first] + edge * edge * tail[0][first])
+
+    busy = counts[values != 0].sum()
+    step = (highs[None, :] - lows[:, None]) / (levels - 1)
+    error = clipping(lows, -1)[:, None] + clipping(highs, 1)[None, :] + busy * step**2 / 12
+    row, column = np.unravel_index(int(np.argmin(error)), error.shape)
+    return max(low, float(lows[row])) if low > 0 else float(lows[row]), float(highs[column])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Statistics by tensor, and how many samples they come from.
+
+    Attributes:
+      tensors: By tensor id.
+      names: Tensor names, so that a saved file can be held against the model.
+      samples: Number of samples.
+    """
+
+    tensors: Mapping[TensorId, TensorStatistics]
+    names: Mapping[TensorId, str]
+    samples: int = 0
+
+    def save(self, path: str | Path) -> None:
+        """Writes an .npz that `load` reads back."""
+        ids = list(self.tensors)
+        found: dict[str, Any] = {
+            "ids": np.array(ids, np.int64).reshape(-1, 2),
+            "names": np.array([self.names.get(i, "") for i in ids], dtype=np.str_),
+            "samples": np.array(self.samples),
+            "ranges": np.array([[self.tensors[i].low, self.tensors[i].high] for i in ids], np.float64).reshape(-1, 2),
+            "counts": np.array([self.tensors[i].count for i in ids], np.int64),
+        }
+        for number, key in enumerate(ids):
+            for part in ("histogram", "mean_sum", "square_sum"):
+                value = getattr(self.tensors[key], part)
+                if value is not None:
+                    found[f"{part}.{number}"] = value
+        with Path(path).open("wb") as file:
+            np.savez(file, **found)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Statistics:
+        """Reads what `save` wrote; never unpickles."""
+        try:
+            with np.load(path, allow_pickle=False) as data:
+                ids = [(int(a), int(b)) for a, b in data["ids"]]
+                tensors = {}
+                for number, key in enumerate(ids):
+                    low, high = (float(v) for v in data["ranges"][number])
+                    parts = [data[f"{p}.{number}"] if f"{p}.{number}" in data else None for p in ("histogram", "mean_sum", "square_sum")]
+                    tensors[key] = TensorStatistics(low, high, int(data["counts"][number]), *parts)
+                names = dict(zip(ids, (str(n) for n in data["names"]), strict=True))
+                return cls(tensors, names, int(data["samples"]))
+        except (OSError, KeyError, ValueError, IndexError, EOFError) as error:
+            raise InputError(
+                "cannot read the statistics", where=str(path), expected="a file that `--save-statistics` wrote", got=str(error)
+            ) from error

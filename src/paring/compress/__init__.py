@@ -1,0 +1,1 @@
+"""The Compression API and the algorithms built on it; nothing here knows a file format."""

@@ -1,0 +1,93 @@
+"""What an algorithm is: a frozen dataclass whose fields are its settings, with `encode` and `decode` in NumPy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from paring.graph import Quantization
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A compressed weight.
+
+    Attributes:
+      values: Codes (int8, one per element, also for int4) or float16 values; the shape of the weight.
+      form: The storage form, a row of `encodings.FORMS`.
+      grid: What the codes mean; None for float16.
+    """
+
+    values: np.ndarray = field(repr=False)
+    form: str
+    grid: Quantization | None
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Input statistics per channel (the input's last dimension), float64 [channels].
+
+    Attributes:
+      mean: Mean of the input.
+      second: Mean of its square.
+    """
+
+    mean: np.ndarray
+    second: np.ndarray
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an algorithm may ask about a weight.
+
+    Attributes:
+      name: Operator name, for messages.
+      axis: Channel dimension, None for one scale per tensor.
+      reduced: Dimensions summed over with the input.
+      moments: Input statistics, None without data.
+      grid: The grid the values already lie on (a weight that was quantized elsewhere), None for a float weight.
+    """
+
+    name: str
+    axis: int | None
+    reduced: tuple[int, ...] = ()
+    moments: Moments | None = None
+    grid: Quantization | None = None
+
+    def input_spread(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Variance and mean of the input that each weight element meets, broadcastable to `shape`; None without data."""
+        if self.moments is None:
+            return None
+        mean = per_input(self.moments.mean, shape, self.axis, self.reduced)
+        second = per_input(self.moments.second, shape, self.axis, self.reduced)
+        return None if mean is None or second is None else (np.maximum(second - mean**2, 0.0), mean)
+
+
+def per_input(
+    values: np.ndarray, shape: tuple[int, ...], axis: int | None, reduced: tuple[int, ...]
+) -> np.ndarray | None:
+    """Per-input-channel values laid out to broadcast over a weight; None where the layout does not say how.
+
+    >>> per_input(np.array([1.0, 2.0]), (3, 2), 0, (1,)).shape
+    (1, 2)
+    """
+    view = [1] * len(shape)
+    if reduced and shape[reduced[-1]] == values.size:
+        view[reduced[-1]] = -1
+        return values.reshape(view)
+    if axis is not None and values.size and shape[axis] % values.size == 0:  # depthwise: multiplier outputs per input
+        view[axis] = -1
+        return np.repeat(values, shape[axis] // values.size).reshape(view)
+    return None
+
+
+class Algorithm(Protocol):
+    """A compression algorithm: pure functions of its settings."""
+
+    def encode(self, weight: np.ndarray, context: Context) -> Encoded:
+        """Compresses float32 values of any shape."""
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        """Gives the float32 values that the kernels must agree with."""

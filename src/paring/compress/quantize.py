@@ -1,0 +1,200 @@
+"""Quantize: weights onto an integer grid, per channel, per tensor or per block; activations by their ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from paring.compress.base import Context, Encoded
+from paring.compress.encodings import FORMS, decode
+from paring.errors import InputError
+from paring.graph import Quantization
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "weights": ("int8", "int4", "float16", "float"),
+    "activations": ("float", "dynamic", "int8", "int16"),
+    "granularity": ("channel", "tensor", "block"),
+    "range": ("minmax", "percentile", "mse"),
+    "rounding": ("nearest",),
+    "block_size": (0, 32, 64, 128, 256),
+}
+Loss = Callable[[np.ndarray], np.ndarray]
+_SMALLEST = np.float32(5e-7)  # a row of zeros gets this range, as in the converter
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Quantization of one operator.
+
+    Attributes:
+      weights: `int8`, `int4`, `float16`, or `float` (leave them).
+      activations: `int8` or `int16` (static: ranges from calibration), `dynamic` (float outside, quantized by the kernel
+        at run time) or `float` (weight-only: weights are converted back to float before use).
+      granularity: Weights share one scale per output `channel`, per `tensor`, or per `block` of inputs.
+      block_size: Inputs per block: 32, 64, 128 or 256.
+      range: How ranges of weights and activations are chosen: `minmax`; `percentile` (activations; weights take minmax);
+        `mse` (the range of least mean square error).
+      percentile: Share of values inside the range, in percent, for `percentile`.
+      rounding: `nearest`.
+      bias_correction: Shift the bias so that the mean output is that of the float weights (needs data).
+
+    >>> q = Quantize(weights="int8", activations="float")
+    >>> w = np.array([[0.5, -1.0], [0.1, 0.0]], np.float32)
+    >>> q.encode(w, Context("layer", axis=0)).values.tolist()
+    [[64, -127], [127, 0]]
+    """
+
+    weights: str = "int8"
+    activations: str = "dynamic"
+    granularity: str = "channel"
+    block_size: int = 0
+    range: str = "minmax"
+    percentile: float = 99.99
+    rounding: str = "nearest"
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(
+                    "bad setting",
+                    where=f"quantize.{name}",
+                    expected=", ".join(str(a) for a in allowed),
+                    got=repr(getattr(self, name)),
+                )
+        if not 50 < self.percentile <= 100:
+            raise InputError("bad setting", where="quantize.percentile", expected="50 to 100", got=str(self.percentile))
+        if (self.granularity == "block") != (self.block_size > 0):
+            raise InputError(
+                "bad setting",
+                where="quantize.block_size",
+                expected="a block_size (32, 64, 128 or 256) exactly when granularity is block",
+                got=f"granularity {self.granularity}, block_size {self.block_size}",
+            )
+        if self.granularity == "block" and self.weights != "int4":
+            raise InputError("bad setting", where="quantize.granularity", expected="int4 weights with block scales")
+
+    @property
+    def static(self) -> bool:
+        """True where activations are quantized with ranges known beforehand."""
+        return self.activations in ("int8", "int16")
+
+    @property
+    def needs_data(self) -> bool:
+        """True where encoding asks for activations."""
+        return self.static or self.bias_correction or self.range == "percentile"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that differ from their defaults, plus weights and activations: what a recipe file says."""
+        found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {"weights": self.weights, "activations": self.activations, **found}
+
+    def encode(self, weight: np.ndarray, context: Context) -> Encoded:
+        """Rounds float32 values onto the grid; zeros stay zeros.
+
+        Args:
+          weight: float32, any shape; int4 blocks want [outputs, inputs] with inputs a multiple of `block_size`.
+          context: Where the channels are, and what is known of the input.
+        """
+        if self.weights == "float16":
+            limit = np.float32(np.finfo(np.float16).max)
+            return Encoded(np.clip(weight, -limit, limit).astype(np.float16), "float16", None)
+        form = FORMS[self.weights]
+        kept = context.grid
+        if kept is not None and kept.dtype == form.dtype and not kept.zero_point.any() and not kept.block:
+            scale = _along(kept.scale, kept.axis, weight.ndim)
+            return Encoded(np.rint(weight / scale).astype(np.int8), form.dtype, kept)
+        if self.granularity == "block":
+            return self._encode_blocks(weight, context)
+        axis = context.axis if self.granularity == "channel" else None
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if axis is not None else weight.reshape(1, -1)
+        loss = self._loss(weight, context, lambda full: np.moveaxis(full, axis or 0, 0).reshape(rows.shape))
+        low = form.low - 1 if self.range == "mse" and form.bits == 4 else form.low
+        scale = self._scales(rows, low, form.high, loss)
+        grid = Quantization(scale, np.zeros(scale.shape, np.int64), form.dtype, axis)
+        return Encoded(_codes(weight, _along(scale, axis, weight.ndim), low, form.high, clip=self.range == "mse"), form.dtype, grid)
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        """The float32 values that the codes stand for."""
+        return encoded.values.astype(np.float32) if encoded.grid is None else decode(encoded.values, encoded.grid)
+
+    def _encode_blocks(self, weight: np.ndarray, context: Context) -> Encoded:
+        outputs, inputs = weight.shape
+        blocks = weight.reshape(outputs * (inputs // self.block_size), self.block_size)
+        loss = self._loss(weight, context, lambda full: full.reshape(blocks.shape))
+        low = -8 if self.range == "mse" else -7
+        # Files store block scales as float16; the codes are made for the stored value.
+        scale = self._scales(blocks, low, 7, loss).astype(np.float16).astype(np.float32)
+        scale = np.maximum(scale, np.float32(np.finfo(np.float16).tiny))
+        codes = _codes(blocks, scale[:, None], low, 7, clip=True).reshape(weight.shape)
+        scale = scale.reshape(outputs, -1)
+        return Encoded(codes, "int4", Quantization(scale, np.zeros(scale.shape, np.int64), "int4", 0, self.block_size))
+
+    def _loss(self, weight: np.ndarray, context: Context, lay: Callable[[np.ndarray], np.ndarray]) -> Loss:
+        """What `mse` minimises per row: the output error under the input's mean and variance, else plain square error."""
+        spread = context.input_spread(weight.shape) if self.range == "mse" else None
+        if spread is None:
+            return lambda error: np.square(error).sum(axis=1, dtype=np.float64)
+        variance, mean = (lay(np.broadcast_to(s, weight.shape)).astype(np.float32) for s in spread)
+        corrected = self.bias_correction  # a corrected bias takes the mean error away
+
+        def loss(error: np.ndarray) -> np.ndarray:
+            shift = 0.0 if corrected else (error * mean).sum(axis=1, dtype=np.float64)
+            return np.asarray((np.square(error) * variance).sum(axis=1, dtype=np.float64) + np.square(shift))
+
+        return loss
+
+    def _scales(self, rows: np.ndarray, low: int, high: int, loss: Loss) -> np.ndarray:
+        """One scale per row of float32 [n, k] -> float32 [n]."""
+        if not rows.size:
+            return np.ones(len(rows), np.float32)
+        peak = np.maximum(rows.max(axis=1), -rows.min(axis=1))
+        if not np.isfinite(peak).all():
+            raise InputError("cannot quantize weights", expected="finite values", got="infinity or not-a-number")
+        scale = np.maximum(peak, _SMALLEST) / np.float32(high)
+        if self.range == "mse":
+            scale = _least_square_scale(rows, scale, low, high, loss)
+        return scale.astype(np.float32)
+
+
+def _along(scale: np.ndarray, axis: int | None, ndim: int) -> np.ndarray:
+    if axis is None:
+        return scale.reshape([1] * ndim)
+    shape = [1] * ndim
+    shape[axis] = -1
+    return scale.reshape(shape)
+
+
+def _codes(weight: np.ndarray, scale: np.ndarray, low: int, high: int, *, clip: bool) -> np.ndarray:
+    """Times the inverse in float32, half away from zero: the converter's arithmetic, so that the codes are its codes."""
+    scaled = weight * (1.0 / scale.astype(np.float64)).astype(np.float32)
+    scaled += np.copysign(np.float32(0.5), scaled)
+    if clip:
+        np.clip(scaled, low - np.float32(0.5), high + np.float32(0.5), out=scaled)
+    return scaled.astype(np.int8)
+
+
+def _least_square_scale(rows: np.ndarray, start: np.ndarray, low: int, high: int, measure: Loss) -> np.ndarray:
+    """Per row, the fraction of the min-max scale with the least loss: a coarse, then a fine scan."""
+    best, least = start.copy(), np.full(len(rows), np.inf)
+
+    def scan(factors: np.ndarray) -> None:
+        for factor in factors.T:
+            scale = (start * factor).astype(np.float32)
+            error = rows / scale[:, None]
+            np.rint(error, out=error)
+            np.clip(error, low, high, out=error)
+            error *= scale[:, None]
+            error -= rows
+            loss = measure(error)
+            better = loss < least
+            least[better], best[better] = loss[better], scale[better]
+
+    coarse = np.linspace(1.0, 0.3 if high < 16 else 0.7, 15, dtype=np.float32)
+    scan(np.broadcast_to(coarse, (len(rows), coarse.size)))
+    step = coarse[0] - coarse[1]
+    scan((best / start)[:, None] + np.linspace(-step, step, 9, dtype=np.float32)[None, [1, 2, 3, 5, 6, 7]])
+    return best

@@ -1,0 +1,1 @@
+"""SavedModel: the only importer of TensorFlow, and only when a function is called."""

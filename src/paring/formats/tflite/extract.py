@@ -1,0 +1,56 @@
+"""`extract(model, inputs, outputs)`: a runnable slice of a model. Calibration, verification and own errors are built on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from paring.errors import InputError
+from paring.formats.tflite.draft import Draft
+from paring.formats.tflite.flatbuffer import Table
+from paring.formats.tflite.model import TfliteModel
+from paring.graph import TensorId
+
+
+def extract(model: TfliteModel, inputs: Sequence[TensorId] | None, outputs: Sequence[TensorId]) -> TfliteModel:
+    """The operators between `inputs` and `outputs`, as a model of its own with one signature-less entry.
+
+    Args:
+      model: The source; its weights are shared.
+      inputs: Where the slice begins, all in one subgraph; None for the subgraph's own inputs.
+      outputs: What it gives, in this order.
+
+    Raises:
+      InputError: An output needs a value that is neither an input nor computed from one.
+    """
+    number = outputs[0][0] if outputs else 0
+    draft = Draft(model)
+    graph = draft.subgraphs[number]
+    own = [] if graph.inputs is None else [int(i) for i in graph.inputs]
+    starts = own if inputs is None else [index for _, index in inputs]
+    operators = _between(graph, set(starts), [index for _, index in outputs], model)
+    draft.root.signature_defs = None
+    sliced = graph
+    sliced.operators = operators
+    sliced.inputs = np.array(starts, np.int32)
+    sliced.outputs = np.array([index for _, index in outputs], np.int32)
+    if number:  # the entry is always subgraph 0; bodies keep their numbers, for operators name them
+        draft.subgraphs[0] = sliced
+        draft.subgraphs[number] = Table("SubGraph", tensors=[], inputs=np.zeros(0, np.int32), outputs=np.zeros(0, np.int32), operators=[])
+    return draft.finish()
+
+
+def _between(graph: Table, starts: set[int], ends: list[int], model: TfliteModel) -> list[Table]:
+    needed, kept = set(ends) - starts, []
+    for operator in reversed(graph.operators or []):
+        made = {int(i) for i in operator.outputs} if operator.outputs is not None else set()
+        if made & needed or not made:
+            kept.append(operator)
+            needed -= made
+            needed |= {int(i) for i in operator.inputs if i >= 0} - starts if operator.inputs is not None else set()
+    for index in needed:
+        tensor = graph.tensors[index]
+        if not (tensor.buffer or tensor.is_variable or index in starts or 0 in (tensor.shape if tensor.shape is not None else ())):
+            raise InputError("cannot cut the model", where=f"tensor {tensor.name}", got="a value that no input of the slice gives")
+    return kept[::-1]

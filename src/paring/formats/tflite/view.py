@@ -1,0 +1,237 @@
+"""The Graph of a .tflite model: what planning sees. Constants are looked through, loops and branches tie their operands."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from paring.compress.encodings import decode
+from paring.formats.tflite.check import regions
+from paring.formats.tflite.constants import (
+    constant_weight,
+    mapped,
+    quantization_of,
+    shape_of,
+    type_name,
+)
+from paring.formats.tflite.flatbuffer import Table
+from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.operators import TABLE, Row
+from paring.graph import Demands, Graph, Op, Quantization, Tensor, TensorId, Weight, WeightUse
+
+CONTROL = {"WHILE": "while", "IF": "if", "CALL_ONCE": "call_once", "STABLEHLO_COMPOSITE": "composite"}
+
+
+def view(model: TfliteModel, *, densify: bool = False, fold_ranges: bool = False) -> Graph:
+    """Reads the Graph.
+
+    Args:
+      model: The model; its weights are not touched.
+      densify: Look through DENSIFY, so that sparse weights appear as ordinary ones.
+      fold_ranges: Look through quantize/dequantize pairs and FAKE_QUANT; the tensor before them carries their grid.
+
+    Returns:
+      Every operator of every subgraph, in file order.
+    """
+    ops: list[Op] = []
+    tensors: dict[TensorId, Tensor] = {}
+    for number in range(len(model.subgraphs)):
+        _Subgraph(model, number, densify, fold_ranges).read(ops, tensors)
+    entries = sorted({0} | {s.subgraph_index for s in model.root.signature_defs or ()})
+    inputs = tuple((n, int(i)) for n in entries for i in _list(model.subgraphs[n].inputs))
+    outputs = tuple((n, int(i)) for n in entries for i in _list(model.subgraphs[n].outputs))
+    return Graph(tuple(_unique_names(ops)), tensors, inputs, outputs)
+
+
+def _list(values: Any) -> list[int]:
+    return [] if values is None else [int(v) for v in values]
+
+
+def _unique_names(ops: list[Op]) -> list[Op]:
+    seen: Counter[str] = Counter()
+    named = []
+    for op in ops:
+        seen[op.name] += 1
+        named.append(op if seen[op.name] == 1 else Op(**{**op.__dict__, "name": f"{op.name}#{seen[op.name]}"}))
+    return named
+
+
+class _Subgraph:
+    def __init__(self, model: TfliteModel, number: int, densify: bool, fold_ranges: bool) -> None:
+        self.model, self.number, self.densify, self.fold_ranges = model, number, densify, fold_ranges
+        self.table = model.subgraphs[number]
+        self.operators: list[Table] = self.table.operators or []
+        self.maker = {i: op for op in self.operators for i in _list(op.outputs)}
+        self.weights: dict[int, Weight | None] = {}
+        self.grids: dict[int, Quantization] = {}
+        self.alias: dict[int, int] = {}
+
+    def read(self, ops: list[Op], tensors: dict[TensorId, Tensor]) -> None:
+        count: list[Table] = self.table.tensors or []
+        for index in range(len(count)):
+            self.weights[index] = self.weight(index)
+        constant_ops = {id(op) for op in self.operators if all(self.weights[i] is not None for i in _list(op.outputs))}
+        if self.fold_ranges:
+            self.fold(_list(self.table.outputs))
+        for index, table in enumerate(count):
+            signature = table.shape_signature
+            shape = shape_of(table) if signature is None or not signature.size else tuple(int(d) for d in signature)
+            grid = self.grids.get(index) or quantization_of(self.model, self.table, table)
+            name = table.name or f"tensor{index}"
+            tensors[self.number, index] = Tensor(
+                (self.number, index), name, shape, type_name(table), grid, self.weights[index]
+            )
+        for position, operator in enumerate(self.operators):
+            ops.append(self.op(position, operator, constant=id(operator) in constant_ops))
+
+    def weight(self, index: int) -> Weight | None:
+        tensor = self.table.tensors[index]
+        found = constant_weight(self.model, tensor, densify=self.densify)
+        operator = self.maker.get(index)
+        if found is not None or operator is None or not _list(operator.inputs):
+            return found
+        native = self.model.native(operator)
+        if native not in ("DEQUANTIZE", "DENSIFY"):
+            return None
+        source = _list(operator.inputs)[0]
+        stored = self.weights.get(source) if source in self.weights else self.weight(source)
+        if stored is None:
+            return None
+        if native == "DENSIFY":
+            return stored
+        grid = quantization_of(self.model, self.table, self.table.tensors[source])
+        if grid is None:
+            return mapped(stored, "float32", lambda rows, _: rows.astype("float32"))
+        self.grids[index] = grid
+        if grid.block:
+            return mapped(stored, "float32", lambda _, start: decode(stored.read(), grid)[start : start + len(_)])
+        return mapped(stored, "float32", lambda rows, start: decode(rows, _rows_of(grid, start, len(rows))))
+
+    def fold(self, outputs: list[int]) -> None:
+        """Records X for every Y = DEQUANTIZE(QUANTIZE(X)) or FAKE_QUANT(X), with the grid that the pair carries."""
+        for operator in self.operators:
+            native, produced = self.model.native(operator), _list(operator.outputs)
+            if native == "DEQUANTIZE" and produced[0] not in outputs:
+                stored = _list(operator.inputs)[0]
+                quantize = self.maker.get(stored)
+                if quantize is None or self.model.native(quantize) != "QUANTIZE":
+                    continue
+                source = _list(quantize.inputs)[0]
+                grid = quantization_of(self.model, self.table, self.table.tensors[stored])
+            elif native == "FAKE_QUANT" and produced[0] not in outputs and operator.builtin_options.num_bits == 8:
+                source, grid = _list(operator.inputs)[0], _fake_quant_grid(operator.builtin_options)
+            else:
+                continue
+            if grid is not None and type_name(self.table.tensors[source]) == "float32":
+                self.alias[produced[0]] = source = self.alias.get(source, source)
+                self.grids.setdefault(source, grid)
+
+    def op(self, position: int, operator: Table, *, constant: bool) -> Op:
+        native = self.model.native(operator)
+        row = TABLE.get(native)
+        ids = [self.alias.get(i, i) for i in _list(operator.inputs)]
+        inputs = tuple((self.number, i) if i >= 0 else None for i in ids)
+        outputs = tuple((self.number, i) for i in _list(operator.outputs))
+        options = operator.builtin_options if operator.builtin_options is not None else operator.builtin_options2
+        params = {} if options is None else {f: v for f, v in options.__dict__.items()}
+        name = self.table.tensors[outputs[0][1]].name if outputs else ""
+        scope = self.table.name or f"subgraph{self.number}" if self.number else ""
+        return Op(
+            id=(self.number, position),
+            name=name or f"{native.lower()}@{self.number}.{position}",
+            kind=row.kind if row else CONTROL.get(native, native.lower()),
+            native=native,
+            inputs=inputs,
+            outputs=outputs,
+            params=params,
+            demands=self.demands(row, operator, native, len(inputs), len(outputs)),
+            scope=scope,
+            version=self.model.opcode(operator).version,
+            constant=constant,
+        )
+
+    def demands(self, row: Row | None, operator: Table, native: str, inputs: int, outputs: int) -> Demands | None:
+        if native in ("WHILE", "IF"):
+            return self.control(operator, native)
+        if row is None:
+            return None
+        taken = {w.input for w in row.weights} | {row.bias}
+        ports = range(inputs)[row.data] if isinstance(row.data, slice) else row.data
+        results = range(outputs)[row.out] if isinstance(row.out, slice) else row.out
+        return Demands(
+            data=tuple(i for i in ports if i < inputs and i not in taken),
+            results=tuple(i for i in results if i < outputs),
+            weights=tuple(WeightUse(w.input, w.axis, w.reduced) for w in row.weights if w.input < inputs),
+            bias=row.bias if row.bias is not None and row.bias < inputs and _list(operator.inputs)[row.bias] >= 0 else None,
+            same=row.same,
+            fixed=row.fixed,
+            versions=row.versions,
+            computes=row.computes,
+            quanta=row.quanta,
+        )
+
+    def control(self, operator: Table, native: str) -> Demands:
+        """Operands of a loop or branch are one value under several names, inside and outside."""
+        graphs = self.model.subgraphs
+        ins, outs = _list(operator.inputs), _list(operator.outputs)
+        inner = regions(operator)
+        groups: list[list[TensorId]] = []
+        if native == "WHILE":
+            cond, body = inner
+            for i, (a, b) in enumerate(zip(ins, outs, strict=False)):
+                group = [(self.number, a), (self.number, b), (cond, _list(graphs[cond].inputs)[i])]
+                groups.append([*group, (body, _list(graphs[body].inputs)[i]), (body, _list(graphs[body].outputs)[i])])
+            data = tuple(range(len(ins)))
+        else:
+            groups += [[(self.number, a), *((r, _list(graphs[r].inputs)[i]) for r in inner)] for i, a in enumerate(ins[1:])]
+            groups += [[(self.number, b), *((r, _list(graphs[r].outputs)[i]) for r in inner)] for i, b in enumerate(outs)]
+            data = tuple(range(1, len(ins)))
+        return Demands(
+            data=data,
+            results=tuple(range(len(outs))),
+            versions={"float": 1, "int8": 1, "int16": 1},
+            ties=tuple(tuple(g) for g in groups),
+            computes=False,
+        )
+
+
+def _rows_of(grid: Quantization, start: int, count: int) -> Quantization:
+    if grid.axis != 0:
+        return grid
+    stop = start + count
+    return Quantization(grid.scale[start:stop], grid.zero_point[start:stop], grid.dtype, 0)
+
+
+def _fake_quant_grid(options: Table) -> Quantization | None:
+    import numpy as np
+
+    low, high = float(options.min), float(options.max)
+    if not low < high:
+        return None
+    scale = (high - low) / 255
+    zero = round(-128 - low / scale)
+    return Quantization(np.array([scale], np.float32), np.array([zero], np.int64), "int8")
+
+
+def entries(model: TfliteModel) -> Mapping[str, tuple[int, dict[str, int], dict[str, int]]]:
+    """Each signature (or `""` for a model without one) -> subgraph, inputs by name, outputs by name."""
+    found = {}
+    for signature in model.root.signature_defs or ():
+        found[signature.signature_key or ""] = (
+            signature.subgraph_index,
+            {entry.name: int(entry.tensor_index) for entry in signature.inputs or ()},
+            {entry.name: int(entry.tensor_index) for entry in signature.outputs or ()},
+        )
+    if not found:
+        graph = model.subgraphs[0]
+        found[""] = (0, _named(graph, _list(graph.inputs)), _named(graph, _list(graph.outputs)))
+    return found
+
+
+def _named(graph: Table, indices: list[int]) -> dict[str, int]:
+    names: dict[str, int] = {}
+    for index in indices:
+        name = graph.tensors[index].name or f"tensor{index}"
+        names[name if name not in names else f"{name}#{index}"] = index
+    return names

@@ -1,0 +1,221 @@
+"""Activation grids: which tensors keep their own range, and how grids travel through operators that must not rescale.
+
+The rules are those of TensorFlow's converter, so that the same ranges give the same integers (docs/design.md says how
+that was established): a grid flows forward through a same-scale operator with one real operand, backward into the operands of
+one with several (CONCATENATION), and where two grids meet the reader gets a requantized copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from paring.graph import Graph, Op, OpId, Quantization, TensorId
+from paring.plan import STATIC, Plan
+
+LEVELS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
+
+
+def activation_grid(low: float, high: float, dtype: str) -> Quantization:
+    """The grid of a range: asymmetric with an exact zero for int8, symmetric for int16.
+
+    Args:
+      low: Smallest value; the range is widened to hold 0.
+      high: Largest value.
+      dtype: int8, uint8 or int16.
+
+    >>> grid = activation_grid(0.0, 2.55, "int8")
+    >>> round(float(grid.scale[0]), 6), int(grid.zero_point[0])
+    (0.01, -128)
+    """
+    lowest, highest = LEVELS[dtype]
+    low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if high - low < 1e-6:
+        low, high = low - 1e-6, high + 1e-6
+    if dtype == "int16":
+        scale, zero = np.float32(max(-low, high)) / np.float32(highest), 0
+    else:
+        # The scale in float32, the zero point from the minimum in double: bit for bit the converter's.
+        scale = np.float32(np.float32(high) - np.float32(low)) / np.float32(highest - lowest)
+        zero = int(np.clip(_round_away(np.float32(lowest - low / float(scale))), lowest, highest))
+    return Quantization(np.array([scale], np.float32), np.array([zero], np.int64), dtype)
+
+
+def _round_away(value: np.float32) -> float:
+    return float(np.trunc(value) + (np.sign(value) if abs(value - np.trunc(value)) >= 0.5 else 0))
+
+
+@dataclass(frozen=True)
+class Grids:
+    """Solved grids by activation type: what a tensor is written in, and what each operand is read in."""
+
+    written: Mapping[tuple[TensorId, str], Quantization]
+    read: Mapping[tuple[OpId, int], Quantization]
+
+
+class Propagation:
+    """Same-scale propagation for the static operators of one activation type."""
+
+    def __init__(self, plan: Plan, dtype: str) -> None:
+        """Collects the static operators whose activations are `dtype`."""
+        self.graph: Graph = plan.graph
+        self.dtype = dtype
+        self.ops = [d.op for d in plan.decisions if d.mode == STATIC and d.activations == dtype]
+        self.root = _tied(self.ops)
+        self.makers: dict[TensorId, list[Op]] = {}
+        self.users: dict[TensorId, list[Op]] = {}
+        for op in self.ops:
+            for tensor in self.results(op):
+                self.makers.setdefault(tensor, []).append(op)
+            for tensor in self.operands(op):
+                self.users.setdefault(tensor, []).append(op)
+        self.carried: dict[TensorId, Quantization] = {}
+        for tensor in [*self.makers, *self.users]:
+            grid = plan.graph.tensors[tensor].quantization
+            if grid is not None and grid.dtype in ("int8", "uint8") and dtype == "int8":
+                self.carried[tensor] = _signed(grid)
+
+    def node(self, tensor: TensorId) -> TensorId:
+        """The representative of tensors that are one value under several names."""
+        return self.root.get(tensor, tensor)
+
+    def members(self, node: TensorId) -> list[TensorId]:
+        """All tensors that a node stands for."""
+        return [t for t, root in self.root.items() if root == node] or [node]
+
+    def operands(self, op: Op) -> list[TensorId]:
+        """Real-valued, non-constant inputs."""
+        ids = [op.inputs[i] for i in op.demands.data] if op.demands else []
+        return [self.node(t) for t in ids if t is not None and self.graph.tensors[t].weight is None]
+
+    def results(self, op: Op) -> list[TensorId]:
+        """Real-valued outputs."""
+        return [self.node(op.outputs[i]) for i in op.demands.results] if op.demands else []
+
+    def _same(self, op: Op) -> bool:
+        return bool(op.demands and op.demands.same)
+
+    def _fixed(self, op: Op) -> Quantization | None:
+        found = op.demands.fixed.get(self.dtype) if op.demands else None
+        return None if found is None else Quantization(
+            np.array([found[0]], np.float32), np.array([found[1]], np.int64), self.dtype
+        )  # fmt: skip
+
+    def _reals(self, op: Op) -> int:
+        """Real-valued operands, constants included."""
+        return sum(op.inputs[i] is not None for i in op.demands.data) if op.demands else 0
+
+    def owners(self) -> list[TensorId]:
+        """The tensors whose own range decides; only these need statistics."""
+        everything = list(dict.fromkeys([*self.users, *self.makers]))
+        dropped: set[TensorId] = set()
+        for tensor in everything:
+            if any(self._fixed(op) for op in self.makers.get(tensor, ())):
+                dropped.add(tensor)
+            for op in self.users.get(tensor, ()):
+                if self._same(op) and self._reals(op) < 2:
+                    dropped.update(self.results(op))
+        todo = [t for t in everything if t not in dropped]
+        visited: set[TensorId] = set()
+        while todo:
+            for op in self.makers.get(todo.pop(), ()):
+                reached = [t for t in self.operands(op) if t not in visited] if self._same(op) else []
+                visited.update(reached)
+                dropped.update(reached)
+                todo.extend(reached)
+        return [t for t in everything if t not in dropped]
+
+    def solve(self, ranges: Mapping[TensorId, tuple[float, float]]) -> Grids:
+        """Gives every operand and result its grid; `ranges` holds those of `owners()`."""
+        own = {t: self.carried.get(t) or activation_grid(*ranges[t], self.dtype) for t in self.owners()}
+        grid: dict[TensorId, Quantization] = dict(own)
+        made: dict[TensorId, Quantization] = {}
+        read: dict[tuple[OpId, int], Quantization] = {}
+        pending = list(self.ops)
+        done: set[OpId] = set()
+
+        def settle(tensor: TensorId, got: Quantization) -> None:
+            if tensor not in grid:
+                grid[tensor] = got
+                pending.extend(self.users.get(tensor, ()))
+                pending.extend(self.makers.get(tensor, ()))
+
+        while pending:
+            op = pending.pop()
+            if op.id in done or op.demands is None:
+                continue
+            fixed = self._fixed(op)
+            if fixed is not None:
+                for tensor in self.results(op):
+                    settle(tensor, fixed)
+                    made[tensor] = fixed
+            if not self._same(op):
+                done.add(op.id)
+                continue
+            got = self._shared(op, own, grid)
+            if got is None:
+                continue
+            done.add(op.id)
+            for index in op.demands.data:
+                tensor = op.inputs[index]
+                if tensor is None:
+                    continue
+                read[op.id, index] = got
+                if self.graph.tensors[tensor].weight is None:
+                    settle(self.node(tensor), got)
+            for tensor in self.results(op):
+                settle(tensor, got)
+                if not grid[tensor].same_grid(got):
+                    made[tensor] = got
+        for tensor in self.makers.keys() | self.users.keys():
+            if tensor not in grid:  # a ring of same-scale operators that no range reaches
+                grid[tensor] = activation_grid(-1.0, 1.0, self.dtype)
+        written = {(t, self.dtype): made.get(t, g) for t, g in grid.items()}
+        for op in self.ops:
+            for index in op.demands.data if op.demands else ():
+                tensor = op.inputs[index]
+                if tensor is not None and self.graph.tensors[tensor].weight is None:
+                    read.setdefault((op.id, index), grid[self.node(tensor)])
+        aliases = {(t, self.dtype): written[root, self.dtype] for t, root in self.root.items() if (root, self.dtype) in written}
+        return Grids({**aliases, **written}, read)
+
+    def _shared(
+        self, op: Op, own: Mapping[TensorId, Quantization], grid: Mapping[TensorId, Quantization]
+    ) -> Quantization | None:
+        """The one grid of a same-scale operator: an own range before an inherited one, the sole port first."""
+        ins, outs = self.operands(op), self.results(op)
+        for known in (own, grid):
+            here_in, here_out = [t for t in ins if t in known], [t for t in outs if t in known]
+            if len(op.inputs) == 1 and here_in:
+                return known[here_in[0]]
+            if len(op.outputs) == 1 and here_out:
+                return known[here_out[0]]
+            if here_in or here_out:
+                return known[(here_in + here_out)[0]]
+        return None
+
+
+def _tied(ops: Iterable[Op]) -> dict[TensorId, TensorId]:
+    """Union-find over the ties of loops and branches: tensor -> representative."""
+    parent: dict[TensorId, TensorId] = {}
+
+    def find(tensor: TensorId) -> TensorId:
+        while parent.setdefault(tensor, tensor) != tensor:
+            parent[tensor] = parent[parent[tensor]]
+            tensor = parent[tensor]
+        return tensor
+
+    for op in ops:
+        for tie in op.demands.ties if op.demands else ():
+            for other in tie[1:]:
+                parent[find(other)] = find(tie[0])
+    return {tensor: find(tensor) for tensor in list(parent)}
+
+
+def _signed(grid: Quantization) -> Quantization:
+    """A uint8 grid as int8."""
+    if grid.dtype != "uint8":
+        return grid
+    return Quantization(grid.scale, grid.zero_point - 128, "int8", grid.axis)

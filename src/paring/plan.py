@@ -1,0 +1,215 @@
+"""What each operator becomes, and why: a pure function of the graph and the recipe, with no format behind it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from paring.compress.quantize import Quantize
+from paring.graph import Graph, Op, OpId, Tensor, TensorId
+from paring.recipe import Recipe
+
+FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY, KEPT, CONSTANT = "float", "static", "dynamic", "weight-only", "kept", "constant"
+_INTEGER = ("int8", "uint8", "int16", "int4")
+SMALL = 1024  # elements, as in the converter: below, scales and tables take as much room as integers save
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one operator gets.
+
+    Attributes:
+      op: The operator.
+      mode: `static`, `dynamic`, `weight-only`, `float`, `kept` (already quantized) or `constant` (part of a weight).
+      settings: The settings in force, after fallbacks; None for float.
+      form: The row of the operator's versions that applies, e.g. `int8` or `dynamic-int4-block`.
+      reason: Why it is not what the recipe asked for, or which rule asked.
+    """
+
+    op: Op
+    mode: str
+    settings: Quantize | None = None
+    form: str = "float"
+    reason: str = ""
+
+    @property
+    def activations(self) -> str | None:
+        """The integer type of the operator's activations, None where they are float."""
+        return self.settings.activations if self.mode == STATIC and self.settings else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for every operator of a graph, in its order."""
+
+    graph: Graph
+    recipe: Recipe
+    decisions: tuple[Decision, ...]
+
+    def by_op(self) -> Mapping[OpId, Decision]:
+        """The decision of each operator."""
+        return {d.op.id: d for d in self.decisions}
+
+    def counts(self) -> Counter[str]:
+        """How many operators each mode has."""
+        return Counter(d.mode for d in self.decisions)
+
+
+def plan(graph: Graph, recipe: Recipe) -> Plan:
+    """Decides for every operator; never looks at a weight's values.
+
+    Raises:
+      InputError: A rule of the recipe matches nothing.
+    """
+    matched = recipe.match(graph)
+    decisions = {op.id: _decide(graph, op, *matched[op.id]) for op in graph.ops}
+    _settle_ties(graph, decisions)
+    _ground_islands(graph, decisions)
+    return Plan(graph, recipe, tuple(decisions[op.id] for op in graph.ops))
+
+
+def _decide(graph: Graph, op: Op, wanted: Quantize | None, why: str) -> Decision:
+    if op.constant:
+        return Decision(op, CONSTANT, reason="unpacks a stored weight; its users decide")
+    if op.native in ("QUANTIZE", "DEQUANTIZE", "DENSIFY", "FAKE_QUANT"):
+        return Decision(op, KEPT, reason="a conversion in the source model")
+    data = _data(graph, op)
+    if any(t.dtype in _INTEGER and t.quantization is not None for t in data):
+        return Decision(op, KEPT, reason="already quantized in the source model")
+    if wanted is None:
+        return Decision(op, FLOAT, reason=why)
+    if op.demands is None:
+        return Decision(op, FLOAT, reason=f"no quantized kernel known for {op.native}")
+    if any(t.dtype != "float32" for t in data) or not (data or op.demands.weights):
+        kinds = sorted({t.dtype for t in data if t.dtype != "float32"})
+        return Decision(op, FLOAT, reason=f"works on {', '.join(kinds) or 'no real numbers'}")
+    if wanted.static:
+        return _static(graph, op, wanted, why)
+    return _weights_only(graph, op, wanted, why)
+
+
+def _data(graph: Graph, op: Op) -> list[Tensor]:
+    """The real-valued activations that an operator reads and makes; without a row, all of them."""
+    if op.demands is None:
+        ids: list[TensorId | None] = [*op.inputs, *op.outputs]
+        return [graph.tensors[t] for t in ids if t is not None and graph.tensors[t].dtype not in ("int32", "int64", "bool")]
+    found = [op.inputs[i] for i in op.demands.data] + [op.outputs[i] for i in op.demands.results]
+    return [graph.tensors[t] for t in found if t is not None]
+
+
+def _missing_weights(graph: Graph, op: Op) -> str:
+    """Why an operator's weights cannot be read; empty where they can."""
+    for use in op.demands.weights if op.demands else ():
+        tensor = op.inputs[use.input]
+        if tensor is not None and graph.tensors[tensor].weight is None:
+            maker = graph.producers().get(tensor)
+            if maker is not None and maker.native in ("DENSIFY", "DEQUANTIZE"):
+                return "sparse weights stay behind DENSIFY (--densify quantizes them)"
+            return "its weights are computed at run time"
+    return ""
+
+
+def _static(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
+    assert op.demands is not None
+    versions = op.demands.versions
+    missing = _missing_weights(graph, op)
+    if missing:
+        return Decision(op, FLOAT, reason=missing)
+    form, reason, settings = wanted.activations, why, wanted
+    if op.demands.weights and wanted.weights in ("float16", "float"):
+        return Decision(op, FLOAT, reason=f"{wanted.activations} activations need integer weights")
+    if op.demands.weights and wanted.weights == "int4":
+        if wanted.granularity == "block":
+            reason, settings = f"{why}; blocks need dynamic activations, one scale per channel", replace(
+                settings, granularity="channel", block_size=0
+            )
+        if f"{form}-int4" in versions and not _stored(graph, op):
+            form = f"{form}-int4"
+        else:
+            reason, settings = f"{why}; no {form} kernel takes int4 weights here, int8 instead", replace(settings, weights="int8")
+    elif op.demands.weights:
+        settings = replace(settings, granularity="channel", block_size=0) if settings.granularity == "block" else settings
+    if form not in versions:
+        return Decision(op, FLOAT, reason=f"no {wanted.activations} kernel for {op.native}")
+    return Decision(op, STATIC, settings, form, reason)
+
+
+def _stored(graph: Graph, op: Op) -> bool:
+    """True where a weight is stored as integers already: it keeps them."""
+    return any(t.weight is not None and t.weight.stored in _INTEGER for _, t in graph.weights_of(op))
+
+
+def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
+    assert op.demands is not None
+    if not op.demands.weights:
+        return Decision(op, FLOAT, reason="has no weights")
+    missing = _missing_weights(graph, op)
+    if missing:
+        return Decision(op, FLOAT, reason=missing)
+    weights = [(use, t) for use, t in graph.weights_of(op) if t.weight is not None]
+    if all(t.weight is not None and t.weight.stored in _INTEGER for _, t in weights):
+        return Decision(op, KEPT, reason="its weights are already quantized")
+    if wanted.weights == "float":
+        return Decision(op, FLOAT, reason=why)
+    if sum(t.weight.size for _, t in weights if t.weight) < SMALL:
+        return Decision(op, FLOAT, reason=f"{why}; too small to gain (under {SMALL} elements)")
+    settings, reason = wanted, why
+    if settings.granularity == "block":
+        shapes = [t.shape for _, t in weights]
+        whole = all(len(s) == 2 and s[1] % settings.block_size == 0 for s in shapes)
+        if "dynamic-int4-block" in op.demands.versions and whole and settings.activations == "dynamic":
+            return Decision(op, DYNAMIC, settings, "dynamic-int4-block", reason)
+        shape = "x".join(str(d) for d in shapes[0])
+        reason = f"{why}; blocks of {settings.block_size} do not fit {op.native} {shape}, one scale per channel"
+        settings = replace(settings, granularity="channel", block_size=0)
+    if settings.activations == "dynamic":
+        form = f"dynamic-{settings.weights}"
+        if form not in op.demands.versions and settings.weights == "int4" and "dynamic-int8" in op.demands.versions:
+            form, settings = "dynamic-int8", replace(settings, weights="int8")
+            reason = f"{reason}; no kernel takes int4 weights here, int8 instead"
+        if form in op.demands.versions:
+            return Decision(op, DYNAMIC, settings, form, reason)
+        reason = f"{reason}; no kernel takes {settings.weights} weights beside float activations, converted back on use"
+    return Decision(op, WEIGHT_ONLY, settings, "float", reason)
+
+
+def _settle_ties(graph: Graph, decisions: dict[OpId, Decision]) -> None:
+    """Operands of loops and branches go integer only where every operand is float32 and the body's users can follow."""
+    for op in graph.ops:
+        decision = decisions[op.id]
+        if decision.mode == STATIC and op.demands is not None and op.demands.ties:
+            inside = [d for d in decisions.values() if d.op.id[0] != op.id[0] and d.op.id[0] in _scopes(op)]
+            if not any(d.mode == STATIC and d.op.demands and d.op.demands.computes for d in inside):
+                decisions[op.id] = Decision(op, FLOAT, reason="nothing inside it is static")
+
+
+def _scopes(op: Op) -> set[int]:
+    return {tensor[0] for tie in (op.demands.ties if op.demands else ()) for tensor in tie}
+
+
+def _ground_islands(graph: Graph, decisions: dict[OpId, Decision]) -> None:
+    """Moving and reshaping is integer only next to integer computing; alone it would cost two conversions."""
+    touching: dict[TensorId, list[OpId]] = {}
+    for op in graph.ops:
+        if decisions[op.id].mode == STATIC:
+            for tensor in (*op.inputs, *op.outputs, *(t for tie in _ties(op) for t in tie)):
+                if tensor is not None and graph.tensors[tensor].weight is None:
+                    touching.setdefault(tensor, []).append(op.id)
+    ops = {op.id: op for op in graph.ops}
+    reached = {i for i, d in decisions.items() if d.mode == STATIC and d.op.demands and d.op.demands.computes}
+    queue = list(reached)
+    while queue:
+        op = ops[queue.pop()]
+        for tensor in (*op.inputs, *op.outputs, *(t for tie in _ties(op) for t in tie)):
+            for other in touching.get(tensor, ()) if tensor is not None else ():
+                if other not in reached:
+                    reached.add(other)
+                    queue.append(other)
+    for op_id, decision in decisions.items():
+        if decision.mode == STATIC and op_id not in reached:
+            decisions[op_id] = Decision(decision.op, FLOAT, reason="only moves values between float operators")
+
+
+def _ties(op: Op) -> tuple[tuple[TensorId, ...], ...]:
+    return op.demands.ties if op.demands else ()

@@ -1,0 +1,175 @@
+"""The parent's side of the child process: starts it, bounds it, turns its failures into errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+
+from paring.calibration import TensorStatistics
+from paring.errors import ParingError
+from paring.runtime.wire import receive, send
+
+
+class RunError(ParingError):
+    """A model could not be run: refused by the runtime, out of time or memory, or it crashed the child."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bounds of the child.
+
+    Attributes:
+      seconds: Wall time of one request (one load, one sample).
+      memory: Bytes of address space beyond what the runtime itself takes; 0 for no limit.
+    """
+
+    seconds: float = 60.0
+    memory: int = 0
+
+    @classmethod
+    def for_model(cls, file_bytes: int, activation_bytes: int) -> Limits:
+        """Room for a right model of this size, and little more: weights three times over, activations four times."""
+        memory = 256 * 2**20 + 3 * file_bytes + 4 * activation_bytes
+        return cls(15.0 + file_bytes / 20e6 + activation_bytes / 20e6, memory)
+
+
+class Worker:
+    """A child process that runs models; use it as a context manager."""
+
+    def __init__(self, limits: Limits | None = None, *, threads: int | None = None) -> None:
+        """Starts the child; it loads the runtime while the parent goes on."""
+        self.limits = limits or Limits()
+        self.threads = threads or os.cpu_count() or 1
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", "from paring.runtime.worker import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=environment,
+        )
+        self._waiting = False
+        self._start("limit", extra=self.limits.memory)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the child."""
+        if self._child.poll() is None:
+            self._child.kill()
+        self._child.wait()
+        for pipe in (self._child.stdin, self._child.stdout, self._log):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    pass
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def load(self, name: str, path: str | Path, *, kernels: str = "xnnpack", threads: int | None = None) -> None:
+        """Loads a model file; `kernels` is xnnpack (what users run), builtin or reference."""
+        self._call("load", name=name, path=str(path), kernels=kernels, threads=threads or self.threads)
+
+    def drop(self, name: str) -> None:
+        """Forgets a model."""
+        self._call("drop", name=name)
+
+    def run(self, name: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Runs one sample, inputs in the model's order -> outputs in the model's order."""
+        return self._call("run", list(inputs), name=name)[1]
+
+    def watch(self, name: str, wanted: Sequence[set[str]]) -> None:
+        """Starts statistics over the model's outputs: for each what to keep (empty: nothing)."""
+        self._call("watch", name=name, wanted=[sorted(w) for w in wanted])
+
+    def observe(self, name: str, inputs: Sequence[np.ndarray]) -> None:
+        """Runs one sample into the statistics; returns before it is done, errors come with the next request."""
+        self._settle()
+        self._start("observe", list(inputs), name=name)
+
+    def gather(self, name: str) -> dict[int, TensorStatistics]:
+        """The statistics by output position."""
+        message, arrays = self._call("gather", name=name)
+        rest = iter(arrays)
+        found = {}
+        for position, low, high, count, parts in message["statistics"]:
+            values = {part: np.array(next(rest)) for part in parts}
+            found[int(position)] = TensorStatistics(float(low), float(high), int(count), **values)
+        return found
+
+    def time(self, names: Sequence[str], inputs: Sequence[np.ndarray], rounds: int) -> np.ndarray:
+        """Milliseconds [models, rounds] of loaded models on one sample, interleaved."""
+        return self._call("time", list(inputs), seconds=600.0, names=list(names), rounds=rounds)[1][0]
+
+    # -- the pipe ------------------------------------------------------------------------------------------------
+
+    def _call(
+        self, method: str, arrays: list[np.ndarray] | None = None, seconds: float | None = None, **arguments: Any
+    ) -> tuple[Mapping[str, Any], list[np.ndarray]]:
+        self._settle()
+        self._start(method, arrays, **arguments)
+        return self._settle(seconds)
+
+    def _start(self, method: str, arrays: list[np.ndarray] | None = None, **arguments: Any) -> None:
+        try:
+            send(cast(BinaryIO, self._child.stdin), {"call": method, **arguments}, arrays)
+            self._waiting = True
+        except (BrokenPipeError, OSError) as error:
+            raise self._died() from error
+
+    def _settle(self, seconds: float | None = None) -> tuple[Mapping[str, Any], list[np.ndarray]]:
+        if not self._waiting:
+            return {}, []
+        self._waiting = False
+        limit = seconds or self.limits.seconds
+        pipe = cast(BinaryIO, self._child.stdout)
+        timer = threading.Timer(limit, self._child.kill)
+        timer.start()
+        try:
+            message, arrays = receive(pipe)
+        except (EOFError, ValueError) as error:
+            if not timer.is_alive():
+                raise RunError("the model does not finish", expected=f"an answer within {limit:.0f} s") from error
+            raise self._died() from error
+        finally:
+            timer.cancel()
+        if not message["ok"]:
+            raise RunError(f"the runtime refuses the model: {_short(message['error'])}")
+        return message, arrays
+
+    def _died(self) -> RunError:
+        self._child.wait()
+        code = self._child.returncode
+        name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, self._log.tell() - 2000))
+        lines = [line for line in self._log.read().decode("utf-8", "replace").splitlines() if line.strip()]
+        said = f", saying: {_short(lines[-1])}" if lines and not lines[-1].startswith("INFO") else ""
+        return RunError(f"the runtime ended while it ran the model ({name}{said})")
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) < 300 else text[:297] + "..."
+
+
+__all__ = ["Limits", "RunError", "Worker"]

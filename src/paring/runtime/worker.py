@@ -1,0 +1,163 @@
+"""The child process: holds interpreters, runs them on what the parent sends, keeps statistics where they arise."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from paring.calibration import TensorStatistics
+from paring.runtime.wire import receive, send
+
+KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+
+
+class Session:
+    """One loaded model."""
+
+    def __init__(self, path: str, kernels: str, threads: int) -> None:
+        """Builds the interpreter; memory for activations comes with the first run."""
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+        self.interpreter = Interpreter(
+            model_path=path, num_threads=threads, experimental_op_resolver_type=OpResolverType[KERNELS[kernels]]
+        )
+        self.inputs = [d["index"] for d in self.interpreter.get_input_details()]
+        self.outputs = [d["index"] for d in self.interpreter.get_output_details()]
+        self.allocated = False
+        self.statistics: list[tuple[int, set[str], TensorStatistics]] = []
+
+    def invoke(self, arrays: list[np.ndarray]) -> None:
+        """Runs one sample; inputs in the model's order, resized where their shape asks for it."""
+        details = self.interpreter.get_input_details()
+        for detail, array in zip(details, arrays, strict=True):
+            if tuple(detail["shape"]) != array.shape:
+                self.interpreter.resize_tensor_input(detail["index"], array.shape)
+                self.allocated = False
+        if not self.allocated:
+            self.interpreter.allocate_tensors()
+            self.allocated = True
+        else:
+            self.interpreter.reset_all_variables()
+        for detail, array in zip(details, arrays, strict=True):
+            self.interpreter.set_tensor(detail["index"], array)
+        self.interpreter.invoke()
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Runs one sample and copies the outputs."""
+        self.invoke(arrays)
+        return [self.interpreter.get_tensor(i) for i in self.outputs]
+
+    def observe(self, arrays: list[np.ndarray]) -> None:
+        """Runs one sample and takes its outputs into the statistics, without copying them."""
+        self.invoke(arrays)
+        for position, wanted, statistics in self.statistics:
+            statistics.update(self.interpreter.tensor(self.outputs[position])(), wanted)
+
+
+def _limit_memory(extra: int) -> None:
+    try:
+        import resource
+    except ImportError:  # no such limit on this platform
+        return
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (now + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+class Server:
+    """Answers one request after the other."""
+
+    def __init__(self) -> None:
+        self.sessions: dict[str, Session] = {}
+
+    def limit(self, extra: int) -> dict[str, Any]:
+        """Bounds the address space to what is in use now plus `extra` bytes."""
+        import ai_edge_litert.interpreter  # noqa: F401  (before the limit: the library itself is not the model's)
+
+        if extra and os.path.exists("/proc/self/statm"):
+            _limit_memory(extra)
+        return {}
+
+    def load(self, name: str, path: str, kernels: str, threads: int) -> dict[str, Any]:
+        """Loads a model file under a name."""
+        self.sessions[name] = Session(path, kernels, threads)
+        return {}
+
+    def drop(self, name: str) -> dict[str, Any]:
+        """Forgets a model."""
+        self.sessions.pop(name, None)
+        return {}
+
+    def run(self, name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Runs a sample."""
+        return self.sessions[name].run(arrays)
+
+    def watch(self, name: str, wanted: list[list[str]]) -> dict[str, Any]:
+        """Starts statistics: for each output of the model what to keep."""
+        requests = [set(w) for w in wanted]
+        self.sessions[name].statistics = [(i, w, TensorStatistics.for_requests(w)) for i, w in enumerate(requests) if w]
+        return {}
+
+    def observe(self, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
+        """Runs a sample into the statistics."""
+        self.sessions[name].observe(arrays)
+        return {}
+
+    def gather(self, name: str) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """The statistics so far."""
+        head, arrays = [], []
+        for position, _, s in self.sessions[name].statistics:
+            parts = []
+            for part in ("histogram", "mean_sum", "square_sum"):
+                value = getattr(s, part)
+                if value is not None:
+                    parts.append(part)
+                    arrays.append(value)
+            head.append([position, s.low, s.high, s.count, parts])
+        return {"statistics": head}, arrays
+
+    def time(self, names: list[str], rounds: int, arrays: list[np.ndarray]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Latency of several loaded models on one sample, interleaved round by round, in milliseconds [models, rounds]."""
+        for name in names:
+            for _ in range(3):
+                self.sessions[name].invoke(arrays)
+        taken = np.zeros((len(names), rounds))
+        for turn in range(rounds):
+            for place in range(len(names)) if turn % 2 else reversed(range(len(names))):
+                session = self.sessions[names[place]]
+                start = time.perf_counter()
+                session.interpreter.invoke()
+                taken[place, turn] = (time.perf_counter() - start) * 1e3
+        return {}, [taken]
+
+
+def main() -> None:
+    """Serves until the parent closes the pipe."""
+    pipe_in = sys.stdin.buffer
+    # What libraries print must not end up between messages.
+    pipe_out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    server = Server()
+    while True:
+        try:
+            message, arrays = receive(pipe_in)
+        except EOFError:
+            return
+        method = message.pop("call")
+        try:
+            call = getattr(server, method)
+            found = call(**message, arrays=arrays) if method in ("run", "observe", "time") else call(**message)
+            head, out = found if isinstance(found, tuple) else ({}, found) if isinstance(found, list) else (found, [])
+            send(pipe_out, {"ok": True, **head}, out)
+        except MemoryError:
+            send(pipe_out, {"ok": False, "error": "it needs more memory than its limit"})
+        except Exception as error:  # the parent decides what a failure means
+            send(pipe_out, {"ok": False, "error": f"{type(error).__name__}: {error}"})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""Numbers for a plan: ranges become grids, weights become codes, biases follow; the result is a list of solved edits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from paring.calibration import HISTOGRAM, MOMENTS, RANGE, Statistics, TensorStatistics
+from paring.compress.base import Context, Encoded, Moments, per_input
+from paring.compress.quantize import Quantize
+from paring.edits import Edit, Port
+from paring.errors import InputError
+from paring.graph import Graph, Op, Quantization, Tensor, TensorId, Weight, WeightUse
+from paring.grids import Grids, Propagation, activation_grid
+from paring.plan import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
+
+CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
+BIAS_MAX = (2**31 - 1) // 2
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Solved edits, in operator order, and the grids of the graph's borders.
+
+    Attributes:
+      edits: One for each operator that changes.
+      borders: Grid of each graph input and output (of loop and branch bodies too) that is integer from now on.
+      notes: What had to be given up, by operator name.
+    """
+
+    edits: tuple[Edit, ...]
+    borders: Mapping[TensorId, Quantization] = field(default_factory=dict)
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def requests(plan: Plan) -> dict[TensorId, set[str]]:
+    """The statistics that solving will ask for, by tensor; empty where the recipe needs no data."""
+    wanted: dict[TensorId, set[str]] = {}
+    settings = {d.op.id: d.settings for d in plan.decisions}
+    for dtype in ("int8", "int16"):
+        spread = Propagation(plan, dtype)
+        for node in spread.owners():
+            if node in spread.carried:
+                continue
+            how = {s.range for op in (*spread.makers.get(node, ()), *spread.users.get(node, ())) if (s := settings[op.id])}
+            for tensor in spread.members(node):
+                wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
+    for decision in plan.decisions:
+        s = decision.settings
+        source = _activation_input(plan.graph, decision.op)
+        if s is not None and source is not None and _wants_moments(s):
+            wanted.setdefault(source, set()).add(MOMENTS)
+    return wanted
+
+
+def _wants_moments(settings: Quantize) -> bool:
+    return settings.weights in ("int8", "int4") and (settings.bias_correction or settings.range == "mse")
+
+
+def _activation_input(graph: Graph, op: Op) -> TensorId | None:
+    """The activation that meets the weights."""
+    if op.demands is None or not op.demands.weights:
+        return None
+    found = [op.inputs[i] for i in op.demands.data]
+    tensor = found[0] if found else None
+    return tensor if tensor is not None and graph.tensors[tensor].weight is None else None
+
+
+def solve(plan: Plan, statistics: Statistics | None) -> Solution:
+    """Turns decisions into edits.
+
+    Args:
+      plan: What each operator becomes.
+      statistics: Those of `requests(plan)`; None where a recipe can do without.
+
+    Raises:
+      InputError: A static operator's tensor has no statistics, or a weight is not finite.
+    """
+    return _Solver(plan, statistics).run()
+
+
+class _Solver:
+    def __init__(self, plan: Plan, statistics: Statistics | None) -> None:
+        self.plan, self.graph = plan, plan.graph
+        self.statistics = statistics.tensors if statistics is not None else {}
+        self.notes: dict[str, str] = {}
+        self.encoded: dict[tuple[TensorId, Quantize, int | None], Encoded] = {}
+
+    def run(self) -> Solution:
+        grids = {dtype: self.grids(dtype) for dtype in ("int8", "int16")}
+        edits = []
+        for decision in self.plan.decisions:
+            if decision.mode == STATIC and decision.activations:
+                edits.append(self.static(decision, grids[decision.activations]))
+            elif decision.mode in (DYNAMIC, WEIGHT_ONLY):
+                edits.append(self.weights_only(decision))
+        return Solution(tuple(edits), self.borders(grids), self.notes)
+
+    # -- activations ---------------------------------------------------------------------------------------------
+
+    def grids(self, dtype: str) -> Grids:
+        spread = Propagation(self.plan, dtype)
+        by_op = {d.op.id: d.settings for d in self.plan.decisions}
+        ranges: dict[TensorId, tuple[float, float]] = {}
+        for node in spread.owners():
+            if node in spread.carried:
+                continue
+            found: TensorStatistics | None = None
+            for tensor in spread.members(node):
+                one = self.statistics.get(tensor)
+                if one is not None:
+                    found = one if found is None else found.merge(one)
+            if found is None or not found.count:
+                raise InputError(
+                    "no calibration statistics",
+                    where=f"tensor {self.graph.tensors[node].name}",
+                    todo="Give data that reaches it (--data), or leave its operators float",
+                )
+            if not np.isfinite([found.low, found.high]).all():
+                raise InputError(
+                    "cannot calibrate", where=f"tensor {self.graph.tensors[node].name}", expected="finite values",
+                    got=f"[{found.low}, {found.high}]", todo="Check the data's range, or skip the operator (--skip)",
+                )  # fmt: skip
+            users = [by_op[op.id] for op in (*spread.makers.get(node, ()), *spread.users.get(node, ()))]
+            how = next((s for s in users if s is not None and s.range != "minmax"), None)
+            levels = 256 if dtype == "int8" else 65536
+            ranges[node] = found.range(how.range, how.percentile, levels) if how else (found.low, found.high)
+        return spread.solve(ranges)
+
+    def borders(self, grids: Mapping[str, Grids]) -> dict[TensorId, Quantization]:
+        """Grids of model inputs and outputs where the recipe wants them integer, and of the bodies of static loops."""
+        found: dict[TensorId, Quantization] = {}
+        recipe = self.plan.recipe
+        for ports, wanted in ((self.graph.inputs, recipe.inputs), (self.graph.outputs, recipe.outputs)):
+            for tensor in ports if wanted != "float32" else ():
+                form = "int16" if wanted == "int16" else "int8"
+                grid = grids[form].written.get((tensor, form))
+                if grid is not None:
+                    shifted = Quantization(grid.scale, grid.zero_point + 128, "uint8")
+                    found[tensor] = shifted if wanted == "uint8" else grid
+        for decision in self.plan.decisions:
+            if decision.mode == STATIC and decision.activations and decision.op.demands:
+                for tie in decision.op.demands.ties:
+                    for tensor in tie:
+                        grid = grids[decision.activations].written.get((tensor, decision.activations))
+                        if grid is not None and tensor[0] != decision.op.id[0]:
+                            found[tensor] = grid
+        return found
+
+    def static(self, decision: Decision, grids: Grids) -> Edit:
+        op, settings = decision.op, decision.settings
+        assert op.demands is not None and settings is not None
+        dtype = settings.activations
+        inputs: dict[int, Port] = {}
+        for index in op.demands.data:
+            tensor = op.inputs[index]
+            if tensor is None:
+                continue
+            constant = self.graph.tensors[tensor].weight
+            if constant is not None:
+                inputs[index] = self.operand(constant, grids.read.get((op.id, index)), dtype)
+            else:
+                inputs[index] = Port(grids.read[op.id, index])
+        source = op.inputs[op.demands.data[0]] if op.demands.data else None
+        scale = inputs[op.demands.data[0]].grid.scale if source is not None and op.demands.data else None  # type: ignore[union-attr]
+        bias = self.bias(op)
+        for use, tensor in self.graph.weights_of(op):
+            encoded = self.weight(decision, use, tensor)
+            if bias is not None and encoded.grid is not None and scale is not None:
+                bias_values = bias + self.correction(decision, use, tensor, encoded)
+                encoded, port = self.static_bias(encoded, bias_values, float(scale[0]), dtype)
+                inputs[op.demands.bias] = port  # type: ignore[index]
+            inputs[use.input] = Port(encoded.grid, encoded)
+        outputs = {
+            i: Port(grids.written.get((op.outputs[i], dtype)) or grids.written[op.outputs[i], dtype]) for i in op.demands.results
+        }
+        return Edit(op.id, decision.form, self.version(decision), inputs, outputs)
+
+    def operand(self, constant: Weight, grid: Quantization | None, dtype: str) -> Port:
+        """A constant at an activation's place: on the operator's shared grid, or on its own range."""
+        values = np.asarray(constant.read(), np.float32)
+        grid = grid or activation_grid(*_widened(values), dtype)
+        low, high = (-128, 127) if dtype == "int8" else (-32767, 32767)
+        codes = _round_away(values.astype(np.float64) / float(grid.scale[0]) + int(grid.zero_point[0]))
+        return Port(grid, Encoded(np.clip(codes, low, high).astype(dtype), dtype, grid))
+
+    # -- weights -------------------------------------------------------------------------------------------------
+
+    def weights_only(self, decision: Decision) -> Edit:
+        op = decision.op
+        assert op.demands is not None
+        inputs: dict[int, Port] = {}
+        for use, tensor in self.graph.weights_of(op):
+            if tensor.weight is None or tensor.weight.dtype != "float32":
+                continue
+            encoded = self.weight(decision, use, tensor)
+            inputs[use.input] = Port(encoded.grid, encoded, unpack=decision.mode == WEIGHT_ONLY)
+            bias = self.bias(op)
+            correction = self.correction(decision, use, tensor, encoded)
+            # XNNPACK's dynamic kernels want the bias itself, not one behind DEQUANTIZE.
+            if bias is not None and op.demands.bias is not None and (np.any(correction) or self.unpacked_bias(decision)):
+                values = (bias + correction).astype(np.float32)
+                inputs[op.demands.bias] = Port(None, Encoded(values, "float32", None))
+        return Edit(op.id, decision.form, self.version(decision), inputs, unfuse=decision.form == "dynamic-int4-block")
+
+    def version(self, decision: Decision) -> int:
+        """The version of the form, unless the source already asks for a later one."""
+        demands = decision.op.demands
+        assert demands is not None
+        return max(demands.versions.get(decision.form, 1), decision.op.version if decision.form == "float" else 1)
+
+    def weight(self, decision: Decision, use: WeightUse, tensor: Tensor) -> Encoded:
+        """Codes of one weight; operators that share weight and settings share the codes."""
+        settings, weight = decision.settings, tensor.weight
+        assert settings is not None and weight is not None
+        axis = use.axis if use.axis is None else use.axis % max(1, len(weight.shape))
+        key = (tensor.id, replace(settings, activations="float"), axis)
+        if key not in self.encoded:
+            reduced = tuple(d % len(weight.shape) for d in use.reduced)
+            context = Context(decision.op.name, axis, reduced, self.moments(decision), tensor.quantization)
+            try:
+                self.encoded[key] = encode(settings, weight, context)
+            except InputError as error:
+                raise InputError(str(error).rstrip("."), where=f"layer {decision.op.name}") from error
+            finally:
+                weight.release()
+        return self.encoded[key]
+
+    def moments(self, decision: Decision) -> Moments | None:
+        source = _activation_input(self.graph, decision.op)
+        if source is None or decision.settings is None or not _wants_moments(decision.settings):
+            return None
+        found = self.statistics.get(source)
+        return None if found is None else found.moments
+
+    def bias(self, op: Op) -> np.ndarray | None:
+        index = op.demands.bias if op.demands else None
+        tensor = op.inputs[index] if index is not None and index < len(op.inputs) else None
+        weight = self.graph.tensors[tensor].weight if tensor is not None else None
+        return None if weight is None else np.asarray(weight.read(), np.float32)
+
+    def unpacked_bias(self, decision: Decision) -> bool:
+        demands = decision.op.demands
+        tensor = decision.op.inputs[demands.bias] if demands is not None and demands.bias is not None else None
+        weight = self.graph.tensors[tensor].weight if tensor is not None else None
+        return decision.mode == DYNAMIC and weight is not None and weight.stored != "float32"
+
+    def correction(self, decision: Decision, use: WeightUse, tensor: Tensor, encoded: Encoded) -> np.ndarray:
+        """What rounding the weights shifted in the mean output, per channel (Nagel et al. 2019, section 4.2)."""
+        settings, weight, moments = decision.settings, tensor.weight, self.moments(decision)
+        axis = encoded.grid.axis if encoded.grid is not None else None
+        if settings is None or not settings.bias_correction or weight is None or moments is None or use.axis is None:
+            return np.float32(0)  # type: ignore[return-value]
+        lost = np.asarray(weight.read(), np.float64) - settings.decode(encoded)
+        mean = per_input(moments.mean, weight.shape, axis if axis is not None else use.axis, use.reduced)
+        if mean is None:
+            return np.float32(0)  # type: ignore[return-value]
+        channel = use.axis % lost.ndim
+        return np.asarray((lost * mean).sum(axis=tuple(d for d in range(lost.ndim) if d != channel)), np.float32)
+
+    def static_bias(self, encoded: Encoded, bias: np.ndarray, input_scale: float, dtype: str) -> tuple[Encoded, Port]:
+        """Bias codes on the grid input scale x weight scale; a channel whose bias would overflow gets coarser weights."""
+        grid = encoded.grid
+        assert grid is not None
+        wide = dtype == "int16"
+        scale = (input_scale * grid.scale.astype(np.float64)).astype(np.float32)
+        scale = np.broadcast_to(scale, (bias.size,)) if scale.size > 1 or bias.size == 1 else scale
+        if not wide:
+            size = np.abs(bias.astype(np.float64)).reshape(-1)
+            if scale.size == 1:
+                size = np.array([size.max(initial=0.0)])
+            over = size / scale.astype(np.float64) > BIAS_MAX
+            if over.any():
+                scale = np.where(over, size / BIAS_MAX, scale).astype(np.float32)
+                wider = np.where(over, scale / input_scale, grid.scale).astype(np.float32)
+                encoded = _regrid(encoded, wider)
+                assert encoded.grid is not None
+        inverse = (1.0 / scale.astype(np.float64)).astype(np.float64 if wide else np.float32)
+        limit = 2**62 if wide else 2**31 - 1
+        codes = np.clip(_round_away(bias.reshape(-1) * inverse).astype(np.float64), -limit, limit)
+        form = "int64" if wide else "int32"
+        out = Quantization(scale.astype(np.float32), np.zeros(scale.shape, np.int64), form, 0 if scale.size > 1 else None)
+        return encoded, Port(out, Encoded(codes.astype(form).reshape(bias.shape), form, out))
+
+
+def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
+    """Encodes a weight of any size, in row chunks on all cores where its channels are its rows; memory stays bounded."""
+    rows = weight.shape[0] if weight.shape else 1
+    per_row = max(1, weight.size // max(1, rows))
+    step = max(1, CHUNK // per_row)
+    shared = settings.granularity == "tensor" or context.grid is not None and context.grid.axis != 0
+    if weight.dtype != "float32" or context.axis != 0 or shared or rows <= step:
+        return settings.encode(np.asarray(weight.read(), np.float32), context)
+    starts = range(0, rows, step)
+    dtype = np.float16 if settings.weights == "float16" else np.int8
+    values = np.empty(weight.shape, dtype)
+
+    def one(start: int) -> Quantization | None:
+        part = settings.encode(weight.read(start, start + step), context)
+        values[start : start + step] = part.values
+        return part.grid
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        grids = list(pool.map(one, starts))
+    if settings.weights == "float16" or grids[0] is None:
+        return Encoded(values, "float16", None)
+    scale = np.concatenate([g.scale for g in grids if g is not None])
+    grid = replace(grids[0], scale=scale, zero_point=np.zeros(scale.shape, np.int64))
+    return Encoded(values, grid.dtype, grid)
+
+
+def _regrid(encoded: Encoded, scale: np.ndarray) -> Encoded:
+    grid = encoded.grid
+    assert grid is not None
+    factor = (grid.scale.astype(np.float64) / scale).reshape([-1 if d == grid.axis else 1 for d in range(encoded.values.ndim)])
+    codes = np.rint(encoded.values * factor).astype(np.int8)
+    return Encoded(codes, encoded.form, replace(grid, scale=scale))
+
+
+def _widened(values: np.ndarray) -> tuple[float, float]:
+    low, high = min(float(values.min(initial=0.0)), 0.0), max(float(values.max(initial=0.0)), 0.0)
+    return (low, high) if high - low > 1e-6 else (min(low, -5e-7), max(high, 5e-7))
+
+
+def _round_away(values: np.ndarray) -> np.ndarray:
+    """Half away from zero, as the converter rounds."""
+    whole = np.trunc(values)
+    return np.asarray(whole + np.where(np.abs(values - whole) >= 0.5, np.sign(values), 0))

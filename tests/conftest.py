@@ -1,0 +1,65 @@
+"""What tests may need beside the base install, and the one way to go without it.
+
+A test that lacks something is skipped with the reason. `PARING_REQUIRE` (things separated by commas, set by `.ci/run`)
+says what this run has: to lack one of those is a failure.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def needs(thing: str, reason: str) -> NoReturn:
+    """Ends the test because `thing` is missing: skipped, or failed where PARING_REQUIRE names it.
+
+    Args:
+      thing: A short name without commas, as PARING_REQUIRE spells it: `tensorflow`, `shared`, ...
+      reason: What is missing and how to get it.
+    """
+    required = {name.strip() for name in os.environ.get("PARING_REQUIRE", "").split(",")}
+    if thing in required:
+        pytest.fail(f"PARING_REQUIRE names {thing}: {reason}", pytrace=False)
+    pytest.skip(f"needs {thing}: {reason}")
+
+
+def need_module(thing: str, module: str, reason: str) -> ModuleType:
+    """The imported module; `needs(thing, reason)` where it is not installed. An install that is broken raises."""
+    if importlib.util.find_spec(module) is None:
+        needs(thing, reason)
+    with warnings.catch_warnings():
+        # Other people's deprecations at import are not ours to fail on.
+        warnings.simplefilter("ignore")
+        return importlib.import_module(module)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with `data/` and `models/`: $PARING_SHARED, or `shared` beside the repository."""
+    folder = Path(os.environ.get("PARING_SHARED", REPOSITORY.parent / "shared"))
+    if not (folder / "models").is_dir():
+        needs("shared", f"no reference models in {folder}/models; set PARING_SHARED to the folder that has them")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tensorflow() -> ModuleType:
+    """TensorFlow."""
+    return need_module("tensorflow", "tensorflow", "TensorFlow is not installed; `pip install tensorflow-cpu`")
+
+
+@pytest.fixture(scope="session")
+def litert_quantizer() -> ModuleType:
+    """The official quantizer, to compare with."""
+    return need_module(
+        "litert-quantizer", "litert_quantizer", "not installed; `pip install litert-quantizer` on Python 3.11 or later"
+    )
