@@ -1,1 +1,20 @@
-"""placeholder"""
+"""paring makes TensorFlow, Keras and LiteRT models smaller and faster, keeps them right, and proves it."""
+
+from paring.errors import BoundError, InputError, ParingError, UnsupportedError
+from paring.formats import load
+from paring.optimize import Result, optimize
+from paring.recipe import Recipe, Rule
+
+__version__ = "0.1.0"
+__all__ = [
+    "BoundError",
+    "InputError",
+    "ParingError",
+    "Recipe",
+    "Result",
+    "Rule",
+    "UnsupportedError",
+    "__version__",
+    "load",
+    "optimize",
+]

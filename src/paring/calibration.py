@@ -55,8 +55,9 @@ class TensorStatistics:
             self.histogram += np.bincount(keys, minlength=_BUCKETS)
         if MOMENTS in wanted:
             rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
-            total = rows.sum(axis=0, dtype=np.float64)
-            squares = np.einsum("ij,ij->j", rows, rows, dtype=np.float64)
+            # One sample in float32 (pairwise and short), many samples in float64.
+            total = rows.sum(axis=0).astype(np.float64)
+            squares = np.einsum("ij,ij->j", rows, rows).astype(np.float64)
             self.mean_sum = total if self.mean_sum is None else self.mean_sum + total
             self.square_sum = squares if self.square_sum is None else self.square_sum + squares
 
@@ -80,6 +81,15 @@ class TensorStatistics:
             return None
         rows = self.count / self.mean_sum.size
         return Moments(self.mean_sum / rows, self.square_sum / rows)
+
+    def channel_db(self, levels: int) -> float | None:
+        """Signal to rounding noise of the median channel, in dB, when one grid of `levels` steps spans the whole range."""
+        moments = self.moments
+        step = (max(self.high, 0.0) - min(self.low, 0.0)) / levels
+        if moments is None or step <= 0:
+            return None
+        power = float(np.median(moments.second))
+        return 10 * float(np.log10(max(power, 1e-300) / (step * step / 12)))
 
     def range(self, how: str, percentile: float = 99.99, levels: int = 256) -> tuple[float, float]:
         """The range to quantize: `minmax`, `percentile` (both tails), or `mse` (least expected square error)."""

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
 from paring.recipe import Recipe
 
 FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY, KEPT, CONSTANT = "float", "static", "dynamic", "weight-only", "kept", "constant"
 _INTEGER = ("int8", "uint8", "int16", "int4")
-SMALL = 1024  # elements, as in the converter: below, scales and tables take as much room as integers save
+DROWNED = 6.0  # dB: below, the median channel of a tensor is mostly rounding noise
+SMALL = 256  # elements: below, scales and tables take as much room as integers save
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,34 @@ def _ground_islands(graph: Graph, decisions: dict[OpId, Decision]) -> None:
     for op_id, decision in decisions.items():
         if decision.mode == STATIC and op_id not in reached:
             decisions[op_id] = Decision(decision.op, FLOAT, reason="only moves values between float operators")
+
+
+def refine(made: Plan, statistics: Statistics) -> Plan:
+    """Second thoughts once ranges are known: run-time int8 input that drowns most channels is left float (weight-only).
+
+    The kernel quantizes the whole input with one scale; where one channel takes all levels, the others become noise.
+    """
+    decisions = []
+    for decision in made.decisions:
+        source = activation_input(made.graph, decision.op)
+        found = statistics.tensors.get(source) if source is not None else None
+        level = found.channel_db(255) if found is not None else None
+        if decision.mode == DYNAMIC and level is not None and level < DROWNED:
+            reason = f"{decision.reason}; its input's range drowns most channels at 8 bits ({level:.0f} dB): weights only"
+            settings = replace(decision.settings, activations="float") if decision.settings else None
+            if settings is not None and settings.granularity == "block":
+                settings = replace(settings, granularity="channel", block_size=0)
+            decision = replace(decision, mode=WEIGHT_ONLY, form="float", settings=settings, reason=reason)
+        decisions.append(decision)
+    return replace(made, decisions=tuple(decisions))
+
+
+def activation_input(graph: Graph, op: Op) -> TensorId | None:
+    """The activation that meets an operator's weights."""
+    if op.demands is None or not op.demands.weights or not op.demands.data:
+        return None
+    tensor = op.inputs[op.demands.data[0]]
+    return tensor if tensor is not None and graph.tensors[tensor].weight is None else None
 
 
 def _ties(op: Op) -> tuple[tuple[TensorId, ...], ...]:

@@ -16,7 +16,7 @@ from paring.edits import Edit, Port
 from paring.errors import InputError
 from paring.graph import Graph, Op, Quantization, Tensor, TensorId, Weight, WeightUse
 from paring.grids import Grids, Propagation, activation_grid
-from paring.plan import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
+from paring.plan import DROWNED, DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan, activation_input
 
 CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
 BIAS_MAX = (2**31 - 1) // 2
@@ -50,24 +50,30 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
             for tensor in spread.members(node):
                 wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
     for decision in plan.decisions:
-        s = decision.settings
-        source = _activation_input(plan.graph, decision.op)
-        if s is not None and source is not None and _wants_moments(s):
-            wanted.setdefault(source, set()).add(MOMENTS)
+        source = activation_input(plan.graph, decision.op)
+        if source is not None and decision.settings is not None and decision.mode in (STATIC, DYNAMIC, WEIGHT_ONLY):
+            if decision.mode != WEIGHT_ONLY or _wants_moments(decision.settings):
+                wanted.setdefault(source, set()).add(MOMENTS)
     return wanted
+
+
+def diagnose(plan: Plan, statistics: Statistics) -> list[tuple[str, float, float, float, tuple[str, ...]]]:
+    """Tensors whose static grid leaves the median channel under `DROWNED`, worst first: the layers to exempt."""
+    makers, users = plan.graph.producers(), plan.graph.consumers()
+    static = {d.op.id for d in plan.decisions if d.mode == STATIC and d.activations == "int8"}
+    found = []
+    for tensor, s in statistics.tensors.items():
+        level = s.channel_db(255)
+        around = [makers[tensor]] if tensor in makers else []
+        around += [op for op, _ in users.get(tensor, ())]
+        around = [op for op in around if op.id in static]
+        if level is not None and level < DROWNED and around:
+            found.append((plan.graph.tensors[tensor].name, s.low, s.high, level, tuple(op.name for op in around)))
+    return sorted(found, key=lambda f: f[3])
 
 
 def _wants_moments(settings: Quantize) -> bool:
     return settings.weights in ("int8", "int4") and (settings.bias_correction or settings.range == "mse")
-
-
-def _activation_input(graph: Graph, op: Op) -> TensorId | None:
-    """The activation that meets the weights."""
-    if op.demands is None or not op.demands.weights:
-        return None
-    found = [op.inputs[i] for i in op.demands.data]
-    tensor = found[0] if found else None
-    return tensor if tensor is not None and graph.tensors[tensor].weight is None else None
 
 
 def solve(plan: Plan, statistics: Statistics | None) -> Solution:
@@ -231,7 +237,7 @@ class _Solver:
         return self.encoded[key]
 
     def moments(self, decision: Decision) -> Moments | None:
-        source = _activation_input(self.graph, decision.op)
+        source = activation_input(self.graph, decision.op)
         if source is None or decision.settings is None or not _wants_moments(decision.settings):
             return None
         found = self.statistics.get(source)

@@ -310,7 +310,7 @@ _REDUCTIONS = (
         same=True,
         versions=_V(3, 3),
         quanta=2,
-        note="the builtin kernel counts in 1/1024 pixel and drifts (64 to 129 rows: 15 quanta); so does int16",
+        note="builtin counts in 1/1024 pixel and drifts unless the factor divides it (64 to 129: 15 quanta); int16 too",
     ),
 )
 

@@ -1,0 +1,315 @@
+"""Load, plan, solve, apply, save, verify: the whole way of a model, top to bottom."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paring.calibrate import calibrate
+from paring.calibration import Statistics
+from paring.data import Feed, feeds
+from paring.errors import BoundError, InputError, UnsupportedError
+from paring.formats import load
+from paring.formats.tflite.apply import apply, versions_of
+from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.versions import oldest_runtime
+from paring.formats.tflite.view import view
+from paring.graph import Graph, TensorId
+from paring.plan import DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Plan, plan, refine
+from paring.recipe import Recipe
+from paring.solve import diagnose, requests, solve
+from paring.verify import Verification, verify
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One operator of the input, with what it got or why it got nothing."""
+
+    name: str
+    native: str
+    kind: str
+    mode: str
+    form: str
+    reason: str
+    weight_bytes: int
+    scope: str
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """A tensor whose range leaves most of its channels without levels.
+
+    Attributes:
+      tensor: Its name.
+      low: Smallest value seen.
+      high: Largest.
+      channel_db: Signal to quantization noise of the median channel, in dB.
+      operators: The operators around it, by name: what to exempt.
+    """
+
+    tensor: str
+    low: float
+    high: float
+    channel_db: float
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a model, what it cost, and what running it showed."""
+
+    source: str
+    output: str
+    recipe: str
+    source_bytes: int
+    output_bytes: int
+    rows: tuple[Row, ...]
+    culprits: tuple[Culprit, ...]
+    verification: Verification | None
+    runtime: str | None
+    samples: int
+    seconds: dict[str, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """Output size over input size."""
+        return self.output_bytes / max(1, self.source_bytes)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The optimized model with its report."""
+
+    model: TfliteModel = field(repr=False)
+    report: Report
+    plan: Plan = field(repr=False)
+    statistics: Statistics | None = field(repr=False, default=None)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the model, atomically."""
+        self.model.save(path)
+
+
+def optimize(
+    source: Any,
+    recipe: str | os.PathLike[str] | Recipe | dict[str, Any] = "dynamic-int8",
+    data: Any = None,
+    *,
+    output: str | os.PathLike[str] | None = None,
+    statistics: Statistics | str | os.PathLike[str] | None = None,
+    skip: Sequence[str] = (),
+    only: Sequence[str] = (),
+    densify: bool = False,
+    strict: bool = False,
+    verified: bool = True,
+    max_error: float | None = None,
+    overwrite: bool = False,
+    limit: int | None = None,
+    image_range: Any = None,
+    kernels: str = "xnnpack",
+    progress: Callable[[int], None] | None = None,
+) -> Result:
+    """Applies a recipe to a model.
+
+    It does not train: see `paring.attach` for that. Nothing is written before everything is solved and verified.
+
+    Args:
+      source: A `.tflite`, `.keras` or `.h5` path, a SavedModel folder, bytes of a .tflite file, or a live Keras model.
+      recipe: A recipe's name, file or object.
+      data: Samples (see `paring.samples.open_samples`): needed by recipes with static activations, improves others.
+      output: Where to write the model; None to keep it in memory.
+      statistics: Statistics of an earlier calibration instead of `data`.
+      skip: Patterns (name or kind) of operators to leave float.
+      only: Patterns of the only operators to touch.
+      densify: Quantize sparse weights too, densely.
+      strict: Refuse to leave a float operator.
+      verified: Run the result, operator by operator.
+      max_error: Bound on the relative difference of every output.
+      overwrite: Whether `output` may exist already.
+      limit: At most so many samples.
+      image_range: For a folder of images and a float input: the values of pixels 0 and 255.
+      kernels: Kernels to calibrate on: `xnnpack`, or `builtin` for those that TensorFlow's converter calibrates on.
+      progress: Called with the number of samples calibrated on.
+
+    Raises:
+      InputError: Bad model, recipe, data or output path; exit code 2.
+      BoundError: The result is not-a-number, no runtime path computes it rightly, or a bound was missed; exit code 1.
+
+    >>> from paring.demo import model_path
+    >>> result = optimize(model_path(), "dynamic-int8", verified=False)
+    >>> result.report.ratio < 0.4
+    True
+    """
+    clock = _Clock()
+    chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
+    target = _target(output, overwrite)
+    model = load(source)
+    graph = view(model, densify=densify, fold_ranges=chosen.static)
+    clock.mark("load")
+    made = plan(graph, chosen)
+    clock.mark("plan")
+    given = feeds(model, data, image_range=image_range, limit=limit) if data is not None else None
+    found = _statistics(model, graph, made, given, statistics, chosen, kernels, progress)
+    clock.mark("calibrate")
+    if found is not None:
+        made = refine(made, found)
+    _check_strict(made, strict)
+    solution = solve(made, found)
+    clock.mark("encode")
+    changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model))
+    verification = None
+    part = target.with_name(f".{target.name}.{os.getpid()}.part") if target is not None else None
+    try:
+        if part is not None:
+            changed.save(part)
+            clock.mark("save")
+            changed = TfliteModel.open(part)
+        if verified:
+            verification = verify(model, changed, given or feeds(model, None), written_path=part)
+            _judge(verification, max_error)
+            clock.mark("verify")
+        size = part.stat().st_size if part is not None else len(changed.to_bytes())
+        if part is not None and target is not None:
+            os.replace(part, target)
+            changed.path = str(target)
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+    report = Report(
+        source=model.path,
+        output=str(target or "<memory>"),
+        recipe=chosen.name,
+        source_bytes=len(model.data),
+        output_bytes=size,
+        rows=_rows(made, solution.notes),
+        culprits=tuple(Culprit(*c) for c in diagnose(made, found)) if found is not None else (),
+        verification=verification,
+        runtime=oldest_runtime(versions_of(changed.root, changed)),
+        samples=found.samples if found is not None else 0,
+        seconds=clock.seconds,
+        notes=_notes(model, made, found, given, data),
+    )
+    return Result(changed, report, made, found)
+
+
+class _Clock:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def _target(output: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
+    if output is None:
+        return None
+    path = Path(output)
+    if path.suffix == ".keras":
+        raise UnsupportedError(
+            "cannot write a quantized model", where=str(path), expected="a .tflite output",
+            got=".keras, which has no place for integer weights", todo="Name the output .tflite",
+        )  # fmt: skip
+    if path.suffix != ".tflite":
+        raise UnsupportedError(f"cannot write {path}", expected="an output that ends in .tflite", got=path.suffix or "no suffix")
+    if path.is_dir():
+        raise InputError("cannot write the model", where=str(path), got="a folder")
+    if path.exists() and not overwrite:
+        raise InputError("the output exists", where=str(path), todo="Say --overwrite to replace it")
+    if not path.parent.is_dir():
+        raise InputError("cannot write the model", where=str(path), got=f"no folder {path.parent}")
+    return path
+
+
+def _statistics(
+    model: TfliteModel,
+    graph: Graph,
+    made: Plan,
+    given: list[Feed] | None,
+    saved: Statistics | str | os.PathLike[str] | None,
+    recipe: Recipe,
+    kernels: str,
+    progress: Callable[[int], None] | None,
+) -> Statistics | None:
+    wanted = requests(made)
+    needed = [t for t, parts in wanted.items() if "range" in parts]
+    if saved is not None:
+        found = saved if isinstance(saved, Statistics) else Statistics.load(os.fspath(saved))
+        for tensor, name in found.names.items():
+            if tensor not in graph.tensors or graph.tensors[tensor].name != name:
+                raise InputError("the statistics are of another model", where=f"tensor {name}")
+        return found
+    if given is None:
+        if made.counts()[STATIC] and needed:
+            raise InputError(
+                f"recipe {recipe.name} needs calibration data",
+                todo="Give samples with --data (.npz, .npy, a folder of images or module:function), or take dynamic-int8",
+            )
+        return None
+    if not wanted:
+        return None
+    return calibrate(model, graph, wanted, given, kernels=kernels, progress=progress)
+
+
+def _record(recipe: Recipe, model: TfliteModel) -> dict[str, Any]:
+    return {"paring": VERSION, "recipe": recipe.to_data()}
+
+
+def _check_strict(made: Plan, strict: bool) -> None:
+    left = [d for d in made.decisions if d.mode in (FLOAT, WEIGHT_ONLY, DYNAMIC) and not _no_reals(made, d.op.inputs)]
+    if strict and left:
+        shown = "; ".join(f"{d.op.name} ({d.reason})" for d in left[:5])
+        more = f" and {len(left) - 5} more" if len(left) > 5 else ""
+        raise BoundError("operators would stay float", expected="none (--strict)", got=f"{shown}{more}")
+
+
+def _no_reals(made: Plan, inputs: Sequence[TensorId | None]) -> bool:
+    return not any(t is not None and made.graph.tensors[t].dtype == "float32" for t in inputs)
+
+
+def _judge(verification: Verification, max_error: float | None) -> None:
+    if verification.nan:
+        raise BoundError("the result is not-a-number", where=", ".join(verification.nan), todo="Nothing was written")
+    if verification.unusable:
+        said = [f"{p}: {why}" for p, why in verification.failed.items()]
+        said += [f"{p}: {', '.join(f.name for f in wrong[:5])}" for p in verification.findings if (wrong := verification.wrong(p))]
+        raise BoundError("no runtime path computes the result rightly", got="; ".join(said), todo="Nothing was written; skip those layers (--skip)")
+    for name, error in verification.difference.items():
+        if max_error is not None and error > max_error:
+            raise BoundError(
+                "the result differs too much", where=f"output {name}", expected=f"at most {max_error:g} (--max-error)",
+                got=f"{error:.4g}", todo="Nothing was written",
+            )  # fmt: skip
+
+
+def _rows(made: Plan, notes: Any) -> tuple[Row, ...]:
+    rows = []
+    for d in made.decisions:
+        size = sum(t.weight.stored_bytes for _, t in made.graph.weights_of(d.op) if t.weight)
+        reason = "; ".join(filter(None, (d.reason, notes.get(d.op.name))))
+        rows.append(Row(d.op.name, d.op.native, d.op.kind, d.mode, d.form, reason, size, d.op.scope))
+    return tuple(rows)
+
+
+def _notes(model: TfliteModel, made: Plan, found: Statistics | None, given: Any, data: Any) -> tuple[str, ...]:
+    notes = list(model.notes)
+    if data is None and any(d.settings is not None and d.settings.bias_correction for d in made.decisions) and found is None:
+        notes.append("no data was given: no bias correction, weights rounded without regard to their inputs")
+    kept = made.counts()[KEPT]
+    if kept:
+        notes.append(f"{kept} operators were quantized already or only convert; they stay as they are")
+    for feed in given or ():
+        notes.extend(feed.samples.notes)
+    return tuple(dict.fromkeys(notes))
+
+
+__all__ = ["Culprit", "Report", "Result", "Row", "optimize"]
