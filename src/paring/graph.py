@@ -124,7 +124,10 @@ class Demands:
         `dynamic-int4-block` (float activations, quantized weights).
       ties: Tensors that are one value under several names (operands of a loop or branch): one grid or float, together.
       computes: False for operators that only move, reshape or fill.
-      quanta: Output quanta by which a right kernel may differ from the arithmetic.
+      symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the results follow.
+      rescale: Ratio of scales within which the kernels are right: (`each`, `product` or `quotient`, low, high).
+      stateful: State tensors need grids of their own.
+      since: Release of the first right runtime, by form, where operator versions do not tell.
     """
 
     data: tuple[int, ...] = ()
@@ -136,7 +139,10 @@ class Demands:
     versions: Mapping[str, int] = field(default_factory=dict)
     ties: tuple[tuple[TensorId, ...], ...] = ()
     computes: bool = True
-    quanta: int = 1
+    symmetric: tuple[int, ...] = ()
+    rescale: tuple[str, float, float] | None = None
+    stateful: bool = False
+    since: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

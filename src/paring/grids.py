@@ -43,6 +43,15 @@ def activation_grid(low: float, high: float, dtype: str) -> Quantization:
     return Quantization(np.array([scale], np.float32), np.array([zero], np.int64), dtype)
 
 
+def symmetric(grid: Quantization) -> Quantization:
+    """The int8 grid with zero point 0 that holds the range of `grid`; codes stay within [-127, 127]."""
+    if not grid.zero_point.any():
+        return grid
+    scale, zero = float(grid.scale[0]), int(grid.zero_point[0])
+    reach = max(abs(-128 - zero), abs(127 - zero)) * scale
+    return Quantization(np.array([reach / 127], np.float32), np.zeros(1, np.int64), grid.dtype)
+
+
 def _round_away(value: np.float32) -> float:
     return float(np.trunc(value) + (np.sign(value) if abs(value - np.trunc(value)) >= 0.5 else 0))
 
@@ -97,6 +106,11 @@ class Propagation:
     def _same(self, op: Op) -> bool:
         return bool(op.demands and op.demands.same)
 
+    def _symmetric(self, op: Op) -> tuple[int, ...]:
+        """Inputs that need zero point 0."""
+        wanted = op.demands.symmetric if op.demands and self.dtype == "int8" else ()
+        return tuple(i for i in wanted if i < len(op.inputs) and op.inputs[i] is not None)
+
     def _fixed(self, op: Op) -> Quantization | None:
         found = op.demands.fixed.get(self.dtype) if op.demands else None
         return None if found is None else Quantization(
@@ -130,6 +144,9 @@ class Propagation:
     def solve(self, ranges: Mapping[TensorId, tuple[float, float]]) -> Grids:
         """Gives every operand and result its grid; `ranges` holds those of `owners()`."""
         own = {t: self.carried.get(t) or activation_grid(*ranges[t], self.dtype) for t in self.owners()}
+        for tensor, op in ((t, op) for t in own for op in self.users.get(t, ())):
+            if any(self.node(op.inputs[i]) == tensor for i in self._symmetric(op)):  # type: ignore[arg-type]
+                own[tensor] = symmetric(own[tensor])
         grid: dict[TensorId, Quantization] = dict(own)
         made: dict[TensorId, Quantization] = {}
         read: dict[tuple[OpId, int], Quantization] = {}
@@ -157,6 +174,7 @@ class Propagation:
             got = self._shared(op, own, grid)
             if got is None:
                 continue
+            got = symmetric(got) if self._symmetric(op) else got
             done.add(op.id)
             for index in op.demands.data:
                 tensor = op.inputs[index]
@@ -177,7 +195,8 @@ class Propagation:
             for index in op.demands.data if op.demands else ():
                 tensor = op.inputs[index]
                 if tensor is not None and self.graph.tensors[tensor].weight is None:
-                    read.setdefault((op.id, index), grid[self.node(tensor)])
+                    here = grid[self.node(tensor)]
+                    read.setdefault((op.id, index), symmetric(here) if index in self._symmetric(op) else here)
         aliases = {(t, self.dtype): written[root, self.dtype] for t, root in self.root.items() if (root, self.dtype) in written}
         return Grids({**aliases, **written}, read)
 

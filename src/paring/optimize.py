@@ -19,9 +19,9 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
-from paring.plan import DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Plan, plan, refine
+from paring.plan import DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Plan, ground, plan, refine
 from paring.recipe import Recipe
-from paring.solve import diagnose, requests, solve
+from paring.solve import diagnose, requests, solve, unreachable
 from paring.verify import Verification, verify
 
 VERSION = "0.1.0"
@@ -162,6 +162,10 @@ def optimize(
         made = refine(made, found)
     _check_strict(made, strict)
     solution = solve(made, found)
+    while beyond := unreachable(made, solution):
+        made = ground(made, beyond)
+        _check_strict(made, strict)
+        solution = solve(made, found)
     clock.mark("encode")
     changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model))
     verification = None
@@ -191,7 +195,7 @@ def optimize(
         rows=_rows(made, solution.notes),
         culprits=tuple(Culprit(*c) for c in diagnose(made, found)) if found is not None else (),
         verification=verification,
-        runtime=oldest_runtime(versions_of(changed.root, changed)),
+        runtime=oldest_runtime(versions_of(changed.root, changed), _floors(made)),
         samples=found.samples if found is not None else 0,
         seconds=clock.seconds,
         notes=_notes(model, made, found, given, data),
@@ -289,6 +293,11 @@ def _judge(verification: Verification, max_error: float | None) -> None:
                 "the result differs too much", where=f"output {name}", expected=f"at most {max_error:g} (--max-error)",
                 got=f"{error:.4g}", todo="Nothing was written",
             )  # fmt: skip
+
+
+def _floors(made: Plan) -> list[str]:
+    forms = [(d.op.demands, d.form) for d in made.decisions if d.op.demands is not None and d.settings is not None]
+    return [demands.since[form] for demands, form in forms if form in demands.since]
 
 
 def _rows(made: Plan, notes: Any) -> tuple[Row, ...]:

@@ -134,6 +134,8 @@ def _static(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         settings = replace(settings, granularity="channel", block_size=0) if settings.granularity == "block" else settings
     if form not in versions:
         return Decision(op, FLOAT, reason=f"no {wanted.activations} kernel for {op.native}")
+    if op.demands.stateful:
+        return Decision(op, FLOAT, reason="its state would need grids of its own; dynamic-int8 takes it")
     return Decision(op, STATIC, settings, form, reason)
 
 
@@ -211,6 +213,15 @@ def _ground_islands(graph: Graph, decisions: dict[OpId, Decision]) -> None:
     for op_id, decision in decisions.items():
         if decision.mode == STATIC and op_id not in reached:
             decisions[op_id] = Decision(decision.op, FLOAT, reason="only moves values between float operators")
+
+
+def ground(made: Plan, unreachable: Mapping[OpId, str]) -> Plan:
+    """The plan with some operators float: their scales are out of the kernels' reach, by operator the reason."""
+    decisions = {
+        d.op.id: Decision(d.op, FLOAT, reason=unreachable[d.op.id]) if d.op.id in unreachable else d for d in made.decisions
+    }
+    _ground_islands(made.graph, decisions)
+    return replace(made, decisions=tuple(decisions[d.op.id] for d in made.decisions))
 
 
 def refine(made: Plan, statistics: Statistics) -> Plan:

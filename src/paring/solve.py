@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -14,11 +15,15 @@ from paring.compress.base import Context, Encoded, Moments, per_input
 from paring.compress.quantize import Quantize
 from paring.edits import Edit, Port
 from paring.errors import InputError
-from paring.graph import Graph, Op, Quantization, Tensor, TensorId, Weight, WeightUse
+from paring.graph import Graph, Op, OpId, Quantization, Tensor, TensorId, Weight, WeightUse
 from paring.grids import Grids, Propagation, activation_grid
 from paring.plan import DROWNED, DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan, activation_input
 
 CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
+_ASYMMETRIC = (
+    "FULLY_CONNECTED", "BATCH_MATMUL", "SVDF", "RNN", "UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_RNN",
+    "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM",
+)  # fmt: skip
 BIAS_MAX = (2**31 - 1) // 2
 
 
@@ -184,7 +189,7 @@ class _Solver:
         outputs = {
             i: Port(grids.written.get((op.outputs[i], dtype)) or grids.written[op.outputs[i], dtype]) for i in op.demands.results
         }
-        return Edit(op.id, decision.form, self.version(decision), inputs, outputs)
+        return Edit(op.id, decision.form, self.version(decision), inputs, outputs, _params(op, decision.form))
 
     def operand(self, constant: Weight, grid: Quantization | None, dtype: str) -> Port:
         """A constant at an activation's place: on the operator's shared grid, or on its own range."""
@@ -211,13 +216,14 @@ class _Solver:
             if bias is not None and op.demands.bias is not None and (np.any(correction) or self.unpacked_bias(decision)):
                 values = (bias + correction).astype(np.float32)
                 inputs[op.demands.bias] = Port(None, Encoded(values, "float32", None))
-        return Edit(op.id, decision.form, self.version(decision), inputs, unfuse=decision.form == "dynamic-int4-block")
+        blocks = decision.form == "dynamic-int4-block"
+        return Edit(op.id, decision.form, self.version(decision), inputs, {}, _params(op, decision.form), unfuse=blocks)
 
     def version(self, decision: Decision) -> int:
-        """The version of the form, unless the source already asks for a later one."""
+        """The version of the form, unless the source's options already ask for a later one."""
         demands = decision.op.demands
         assert demands is not None
-        return max(demands.versions.get(decision.form, 1), decision.op.version if decision.form == "float" else 1)
+        return max(demands.versions.get(decision.form, 1), decision.op.version)
 
     def weight(self, decision: Decision, use: WeightUse, tensor: Tensor) -> Encoded:
         """Codes of one weight; operators that share weight and settings share the codes."""
@@ -291,6 +297,35 @@ class _Solver:
         form = "int64" if wide else "int32"
         out = Quantization(scale.astype(np.float32), np.zeros(scale.shape, np.int64), form, 0 if scale.size > 1 else None)
         return encoded, Port(out, Encoded(codes.astype(form).reshape(bias.shape), form, out))
+
+
+def unreachable(plan: Plan, solution: Solution) -> dict[OpId, str]:
+    """Static operators whose ratio of scales the kernels cannot serve, with the reason: they have to stay float."""
+    ops = {d.op.id: d.op for d in plan.decisions}
+    found = {}
+    for edit in solution.edits:
+        demands = ops[edit.op].demands
+        if demands is None or demands.rescale is None or not edit.outputs:
+            continue
+        of, low, high = demands.rescale
+        ports = [edit.inputs[i].grid for i in sorted(edit.inputs) if i != demands.bias]
+        scales = [float(g.scale.max()) for g in ports if g is not None]
+        out = float(edit.outputs[min(edit.outputs)].grid.scale[0])  # type: ignore[union-attr]
+        top = {"each": max(scales), "product": float(np.prod(scales)), "quotient": scales[0] / scales[-1]}[of]
+        if not low <= top / out < high * (1 + 1e-6):
+            bound = f"at least {low:g}" if top / out < low else f"below {high:g}"
+            found[edit.op] = f"its scales are out of the kernels' reach (ratio {top / out:.3g}, right {bound})"
+    return found
+
+
+def _params(op: Op, form: str) -> dict[str, Any]:
+    """Options that a form needs: run-time quantization with a zero point, int16 scales that are no powers of two."""
+    params: dict[str, Any] = {}
+    if form.startswith("dynamic") and op.native in _ASYMMETRIC:
+        params["asymmetric_quantize_inputs"] = True
+    if form == "int16" and op.native in ("ADD", "SUB"):
+        params["pot_scale_int16"] = False
+    return params
 
 
 def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:

@@ -31,7 +31,7 @@ class Limits:
 
     Attributes:
       seconds: Wall time of one request (one load, one sample).
-      memory: Bytes of address space beyond what the runtime itself takes; 0 for no limit.
+      memory: Bytes of private memory beyond what the runtime itself takes; 0 for no limit.
     """
 
     seconds: float = 60.0

@@ -63,9 +63,10 @@ def _limit_memory(extra: int) -> None:
         import resource
     except ImportError:  # no such limit on this platform
         return
+    # Private writable memory, not address space: allocators reserve far more of that than they use.
     with open("/proc/self/statm", encoding="ascii") as file:
-        now = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_AS, (now + extra, resource.getrlimit(resource.RLIMIT_AS)[1]))
+        now = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_DATA, (now + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 class Server:
@@ -75,7 +76,7 @@ class Server:
         self.sessions: dict[str, Session] = {}
 
     def limit(self, extra: int) -> dict[str, Any]:
-        """Bounds the address space to what is in use now plus `extra` bytes."""
+        """Bounds private memory to what is in use now plus `extra` bytes."""
         import ai_edge_litert.interpreter  # noqa: F401  (before the limit: the library itself is not the model's)
 
         if extra and os.path.exists("/proc/self/statm"):

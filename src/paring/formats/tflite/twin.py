@@ -123,7 +123,8 @@ class _Instrument:
         place = len(outputs)
         outputs += [result, twin_outs[0]]
         name = self.tensor(result).name or f"{row.op}@{result}"
-        return Probe(name, row.op, place, grid, row.quanta, None if reach is None else np.atleast_1d(reach), source)
+        quanta = row.quanta16 if grid is not None and grid.dtype == "int16" else row.quanta
+        return Probe(name, row.op, place, grid, quanta, None if reach is None else np.atleast_1d(reach), source)
 
     def grid(self, index: int) -> Quantization | None:
         return quantization_of(self.model, self.table, self.tensor(index))

@@ -145,30 +145,38 @@ class _Subgraph:
             inputs=inputs,
             outputs=outputs,
             params=params,
-            demands=self.demands(row, operator, native, len(inputs), len(outputs)),
+            demands=self.demands(row, operator, native, ids, len(outputs)),
             scope=scope,
             version=self.model.opcode(operator).version,
             constant=constant,
         )
 
-    def demands(self, row: Row | None, operator: Table, native: str, inputs: int, outputs: int) -> Demands | None:
+    def demands(self, row: Row | None, operator: Table, native: str, ids: list[int], outputs: int) -> Demands | None:
         if native in ("WHILE", "IF"):
             return self.control(operator, native)
         if row is None:
             return None
-        taken = {w.input for w in row.weights} | {row.bias}
-        ports = range(inputs)[row.data] if isinstance(row.data, slice) else row.data
+        inputs = len(ids)
+        ports = [i for i in (range(inputs)[row.data] if isinstance(row.data, slice) else row.data) if i < inputs]
+        # Where weights are computed at run time, some operators take them as any other operand (BATCH_MATMUL).
+        weights = [w for w in row.weights if w.input < inputs and ids[w.input] >= 0]
+        weights = [w for w in weights if w.input not in ports or self.weights.get(ids[w.input]) is not None]
+        taken = {w.input for w in weights} | {row.bias}
+        flipped = operator.builtin_options is not None and bool(operator.builtin_options.__dict__.get("adj_y"))
         results = range(outputs)[row.out] if isinstance(row.out, slice) else row.out
         return Demands(
-            data=tuple(i for i in ports if i < inputs and i not in taken),
+            data=tuple(i for i in ports if i not in taken and ids[i] >= 0),
             results=tuple(i for i in results if i < outputs),
-            weights=tuple(WeightUse(w.input, w.axis, w.reduced) for w in row.weights if w.input < inputs),
-            bias=row.bias if row.bias is not None and row.bias < inputs and _list(operator.inputs)[row.bias] >= 0 else None,
+            weights=tuple(WeightUse(w.input, w.axis, (-1,) if flipped else w.reduced) for w in weights),
+            bias=row.bias if row.bias is not None and row.bias < inputs and ids[row.bias] >= 0 else None,
             same=row.same,
             fixed=row.fixed,
             versions=row.versions,
             computes=row.computes,
-            quanta=row.quanta,
+            symmetric=row.symmetric,
+            rescale=(row.rescale.of, row.rescale.low, row.rescale.high) if row.rescale is not None else None,
+            stateful=row.stateful,
+            since=row.since,
         )
 
     def control(self, operator: Table, native: str) -> Demands:
