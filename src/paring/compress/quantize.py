@@ -112,7 +112,7 @@ class Quantize:
         axis = context.axis if self.granularity == "channel" else None
         rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if axis is not None else weight.reshape(1, -1)
         loss = self._loss(weight, context, lambda full: np.moveaxis(full, axis or 0, 0).reshape(rows.shape))
-        low = form.low - 1 if self.range == "mse" and form.bits == 4 else form.low
+        low = form.low  # never -8: the builtin hybrid FULLY_CONNECTED reads that int4 code wrongly
         scale = self._scales(rows, low, form.high, loss)
         grid = Quantization(scale, np.zeros(scale.shape, np.int64), form.dtype, axis)
         return Encoded(_codes(weight, _along(scale, axis, weight.ndim), low, form.high, clip=self.range == "mse"), form.dtype, grid)
@@ -125,11 +125,10 @@ class Quantize:
         outputs, inputs = weight.shape
         blocks = weight.reshape(outputs * (inputs // self.block_size), self.block_size)
         loss = self._loss(weight, context, lambda full: full.reshape(blocks.shape))
-        low = -8 if self.range == "mse" else -7
         # Files store block scales as float16; the codes are made for the stored value.
-        scale = self._scales(blocks, low, 7, loss).astype(np.float16).astype(np.float32)
+        scale = self._scales(blocks, -7, 7, loss).astype(np.float16).astype(np.float32)
         scale = np.maximum(scale, np.float32(np.finfo(np.float16).tiny))
-        codes = _codes(blocks, scale[:, None], low, 7, clip=True).reshape(weight.shape)
+        codes = _codes(blocks, scale[:, None], -7, 7, clip=True).reshape(weight.shape)
         scale = scale.reshape(outputs, -1)
         return Encoded(codes, "int4", Quantization(scale, np.zeros(scale.shape, np.int64), "int4", 0, self.block_size))
 
