@@ -18,6 +18,7 @@ import numpy as np
 
 from paring.calibration import TensorStatistics
 from paring.errors import ParingError
+from paring.measure.latency import Latency
 from paring.runtime.wire import receive, send
 
 
@@ -116,9 +117,10 @@ class Worker:
             found[int(position)] = TensorStatistics(float(low), float(high), int(count), **values)
         return found
 
-    def time(self, names: Sequence[str], inputs: Sequence[np.ndarray], rounds: int) -> np.ndarray:
-        """Milliseconds [models, rounds] of loaded models on one sample, interleaved."""
-        return self._call("time", list(inputs), seconds=600.0, names=list(names), rounds=rounds)[1][0]
+    def time(self, names: Sequence[str], inputs: Sequence[np.ndarray], rounds: int = 30) -> dict[str, Latency]:
+        """Latency of loaded models on one sample, interleaved; the ratio is to the first."""
+        message, _ = self._call("time", list(inputs), seconds=600.0, names=list(names), rounds=rounds)
+        return {name: Latency(**found) for name, found in message["latency"].items()}
 
     # -- the pipe ------------------------------------------------------------------------------------------------
 

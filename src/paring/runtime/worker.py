@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from paring.calibration import TensorStatistics
+from paring.measure.latency import latency
 from paring.runtime.wire import receive, send
 
 KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
@@ -121,19 +122,13 @@ class Server:
             head.append([position, s.low, s.high, s.count, parts])
         return {"statistics": head}, arrays
 
-    def time(self, names: list[str], rounds: int, arrays: list[np.ndarray]) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Latency of several loaded models on one sample, interleaved round by round, in milliseconds [models, rounds]."""
+    def time(self, names: list[str], rounds: int, arrays: list[np.ndarray]) -> dict[str, Any]:
+        """Latency of several loaded models on one sample, interleaved round by round."""
         for name in names:
-            for _ in range(3):
-                self.sessions[name].invoke(arrays)
-        taken = np.zeros((len(names), rounds))
-        for turn in range(rounds):
-            for place in range(len(names)) if turn % 2 else reversed(range(len(names))):
-                session = self.sessions[names[place]]
-                start = time.perf_counter()
-                session.interpreter.invoke()
-                taken[place, turn] = (time.perf_counter() - start) * 1e3
-        return {}, [taken]
+            self.sessions[name].invoke(arrays)
+        runs = {name: self.sessions[name].interpreter.invoke for name in names}
+        found = latency(runs, rounds=rounds)
+        return {"latency": {name: asdict(value) for name, value in found.items()}}
 
 
 def main() -> None:

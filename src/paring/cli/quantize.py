@@ -1,0 +1,118 @@
+"""`paring quantize MODEL -o OUT`: integer weights and activations after training."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from paring.errors import InputError
+from paring.optimize import Result, optimize
+from paring.recipe import IO_TYPES, Recipe
+from paring.report import show, to_json
+
+MODEL = typer.Argument(..., help=".tflite, .keras or .h5 file, or a SavedModel folder.")
+OUT = typer.Option(..., "-o", "--output", help="The .tflite file to write.")
+RECIPE = typer.Option("dynamic-int8", "--recipe", "-r", help="A named recipe (`paring recipes`) or a YAML or JSON file.")
+DATA = typer.Option(None, "--data", "-d", help="Calibration samples: .npz, .npy, a folder of images, or module:function.")
+SKIP = typer.Option([], "--skip", help="Leave operators float whose name (regular expression) or kind matches. Repeatable.")
+ONLY = typer.Option([], "--only", help="Touch only operators whose name or kind matches. Repeatable.")
+IO = typer.Option(None, "--io", help=f"Type of inputs and outputs: {', '.join(IO_TYPES)}.")
+RANGE = typer.Option(None, "--range", help="Override in all rules: minmax, percentile or mse.")
+BIAS = typer.Option(None, "--bias-correction/--no-bias-correction", help="Override in all rules.")
+IMAGES = typer.Option(None, "--image-range", help="lo,hi: values of pixels 0 and 255, for a folder of images.")
+LIMIT = typer.Option(None, "--limit", min=1, help="Use at most so many samples.")
+USE = typer.Option(None, "--statistics", help="Use the statistics of an earlier run instead of --data.")
+KEEP = typer.Option(None, "--save-statistics", help="Keep the calibration statistics in this .npz.")
+DENSIFY = typer.Option(False, "--densify", help="Quantize sparse weights too, densely.")
+STRICT = typer.Option(False, "--strict", help="Refuse to leave a float operator (microcontrollers, Edge TPU).")
+VERIFY = typer.Option(True, "--verify/--no-verify", help="Run the result, operator by operator, before it is kept.")
+ERROR = typer.Option(None, "--max-error", help="Bound on the relative difference of every output; exit code 1 beyond it.")
+OVERWRITE = typer.Option(False, "--overwrite", help="Replace an output that exists.")
+JSON = typer.Option(False, "--json", help="Print the report as JSON.")
+EVERY = typer.Option(False, "--all", help="List every operator, however many.")
+
+
+def run(
+    model: str,
+    output: Path,
+    recipe: Recipe,
+    data: str | None,
+    *,
+    save_statistics: Path | None = None,
+    as_json: bool = False,
+    every: bool = False,
+    **settings: Any,
+) -> Result:
+    """Optimizes with a progress bar on a terminal, prints the report."""
+    console = Console(stderr=as_json, highlight=False)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        task = progress.add_task("calibrating", total=settings.get("limit"), visible=False)
+
+        def step(done: int) -> None:
+            progress.update(task, completed=done, visible=True)
+
+        result = optimize(model, recipe, data, output=output, progress=step, **settings)
+    if save_statistics is not None:
+        if result.statistics is None:
+            raise InputError("there are no statistics to save", where=str(save_statistics), todo="Give --data")
+        result.statistics.save(save_statistics)
+    if as_json:
+        print(to_json(result.report))
+    else:
+        show(result.report, console, every=every)
+        console.print(f"wrote {output}")
+    return result
+
+
+def quantize(
+    model: str = MODEL,
+    output: Path = OUT,
+    recipe: str = RECIPE,
+    data: str | None = DATA,
+    skip: list[str] = SKIP,
+    only: list[str] = ONLY,
+    io: str | None = IO,
+    range_: str | None = RANGE,
+    bias_correction: bool | None = BIAS,
+    image_range: str | None = IMAGES,
+    limit: int | None = LIMIT,
+    statistics: Path | None = USE,
+    save_statistics: Path | None = KEEP,
+    densify: bool = DENSIFY,
+    strict: bool = STRICT,
+    verify: bool = VERIFY,
+    max_error: float | None = ERROR,
+    overwrite: bool = OVERWRITE,
+    as_json: bool = JSON,
+    every: bool = EVERY,
+) -> None:
+    """Quantize a model after training, selectively, and verify what was written.
+
+    Without --recipe: dynamic-int8, which needs no data.
+    """
+    chosen = Recipe.load(recipe)
+    said = {"range": range_, "bias_correction": bias_correction}
+    chosen = chosen.with_settings(**{k: v for k, v in said.items() if v is not None})
+    if io is not None:
+        if io not in IO_TYPES:
+            raise InputError("bad --io", expected=", ".join(IO_TYPES), got=io)
+        chosen = replace(chosen, inputs=io, outputs=io)
+    run(
+        model, output, chosen, data, save_statistics=save_statistics, as_json=as_json, every=every, skip=skip, only=only,
+        statistics=statistics, densify=densify, strict=strict, verified=verify, max_error=max_error, overwrite=overwrite,
+        limit=limit, image_range=image_range,
+    )  # fmt: skip
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("quantize")(quantize)
+
+
+__all__ = ["quantize", "register", "run"]

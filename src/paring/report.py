@@ -1,0 +1,135 @@
+"""Says what was done: the report as plain data, and as a table for people."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from paring.optimize import Report
+from paring.plan import CONSTANT, FLOAT
+from paring.verify import PATH_NAMES, PATHS, Verification
+
+ALL_ROWS = 80
+_STYLES = {"static": "green", "dynamic": "green", "weight-only": "cyan", "float": "yellow", "kept": "dim"}
+
+
+def to_data(report: Report) -> dict[str, Any]:
+    """The report as data that JSON can hold."""
+    return asdict(report)
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON text."""
+    return json.dumps(to_data(report), indent=1, default=float)
+
+
+def short_name(name: str, width: int = 46) -> str:
+    """A layer name that fits: converters join the names of all they fused with `;`."""
+    name = name.split(";")[0] or name
+    return name if len(name) <= width else "..." + name[3 - width :]
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
+
+
+def show(report: Report, console: Console, *, every: bool = False) -> None:
+    """Prints the report: every operator with what it became and why, then size, verification and what to do next."""
+    rows = [r for r in report.rows if r.mode != CONSTANT]
+    table = Table(title=f"{report.recipe}: what each operator became", title_justify="left", pad_edge=False)
+    table.add_column("operator", overflow="fold")
+    table.add_column("kind")
+    table.add_column("became")
+    table.add_column("why", overflow="fold")
+    if len(rows) <= ALL_ROWS or every:
+        for row in rows:
+            style = _STYLES.get(row.mode, "")
+            became = row.mode if row.form == "float" else f"{row.mode} {row.form.removeprefix('dynamic-')}"
+            name = f"{row.scope}: {row.name}" if row.scope else row.name
+            table.add_row(escape(short_name(name)), row.native, f"[{style}]{became}[/]", escape(row.reason))
+    else:
+        groups = Counter((r.native, r.mode, r.form, r.reason) for r in rows)
+        for (native, mode, form, reason), count in groups.most_common():
+            became = mode if form == "float" else f"{mode} {form.removeprefix('dynamic-')}"
+            table.add_row(f"{count} operators", native, f"[{_STYLES.get(mode, '')}]{became}[/]", escape(reason))
+    console.print(table)
+    counts = Counter(r.mode for r in rows)
+    said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
+    folded = sum(r.mode == CONSTANT for r in report.rows)
+    console.print(f"{len(rows)} operators: {said}" + (f" ({folded} more only unpack weights)" if folded else ""))
+    console.print(
+        f"[bold]{size(report.source_bytes)} -> {size(report.output_bytes)}[/] ({report.ratio:.2f}x, "
+        f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), runs on TensorFlow Lite "
+        f"{report.runtime or 'newer than all that are known here'} and later"
+    )
+    if report.verification is not None:
+        show_verification(report.verification, console)
+    else:
+        console.print("[yellow]not verified (--no-verify)[/]")
+    for note in report.notes:
+        console.print(f"note: {escape(note)}")
+    show_advice(report, console)
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items() if seconds >= 0.005)
+    console.print(f"[dim]{took}[/]")
+
+
+def show_verification(found: Verification, console: Console) -> None:
+    """Prints what running the result showed."""
+    for path in PATHS:
+        name = PATH_NAMES[path]
+        if path in found.skipped:
+            console.print(f"[yellow]not verified on {name}[/]: {escape(found.skipped[path])}")
+        elif path in found.failed:
+            console.print(f"[red]{name} does not run the result[/]: {escape(found.failed[path])}")
+        elif path in found.findings:
+            wrong = found.wrong(path)
+            total = len(found.findings[path])
+            if not wrong:
+                console.print(f"verified on {name}: {total} quantized operators within their bound of the arithmetic")
+            for finding in wrong:
+                console.print(
+                    f"[red]wrong on {name}[/]: {escape(short_name(finding.name))} ({finding.native}) is off by "
+                    f"{finding.quanta:.3g}, allowed {finding.allowed:g}; do not use this path, or --skip it"
+                )
+    for output, error in found.difference.items():
+        agreement = f", same top-1 on {found.agreement[output]:.1%}" if output in found.agreement else ""
+        made_up = "" if found.given else " (made-up samples: give --data for real ones)"
+        console.print(
+            f"output {escape(short_name(output))}: relative difference {error:.4f}{agreement} on {found.samples} samples{made_up}"
+        )
+
+
+def show_advice(report: Report, console: Console) -> None:
+    """Names the layers that hurt, and prints the lines that exempt them."""
+    for culprit in report.culprits[:5]:
+        console.print(
+            f"[red]culprit[/]: {escape(short_name(culprit.tensor))} spans [{culprit.low:.4g}, {culprit.high:.4g}]; one int8 "
+            f"grid leaves its median channel {culprit.channel_db:.0f} dB above rounding noise"
+        )
+    names = list(dict.fromkeys(name for c in report.culprits[:5] for name in c.operators))
+    if names:
+        flags = " ".join(f"--skip '^{_pattern(name)}$'" for name in names)
+        console.print(f"  exempt: [bold]{escape(flags)}[/]")
+    left = [r for r in report.rows if r.mode == FLOAT and "no quantized kernel" in r.reason]
+    if left:
+        console.print(f"{len(left)} operators have no quantized kernel and stay float: {escape(', '.join(sorted({r.native for r in left})))}")
+
+
+def _pattern(name: str) -> str:
+    import re
+
+    return re.escape(name)
+
+
+__all__ = ["show", "show_verification", "short_name", "size", "to_data", "to_json"]
