@@ -44,7 +44,13 @@ def size(count: float) -> str:
     return f"{count:.2f} GB"
 
 
-def show(report: Report, console: Console, *, every: bool = False) -> None:
+def console(*, stderr: bool = False) -> Console:
+    """A console as wide as the terminal; piped output gets room enough for a table."""
+    out = Console(stderr=stderr, highlight=False)
+    return out if out.is_terminal else Console(stderr=stderr, highlight=False, width=140)
+
+
+def show(report: Report, out: Console, *, every: bool = False) -> None:
     """Prints the report: every operator with what it became and why, then size, verification and what to do next."""
     rows = [r for r in report.rows if r.mode != CONSTANT]
     table = Table(title=f"{report.recipe}: what each operator became", title_justify="left", pad_edge=False)
@@ -63,67 +69,67 @@ def show(report: Report, console: Console, *, every: bool = False) -> None:
         for (native, mode, form, reason), count in groups.most_common():
             became = mode if form == "float" else f"{mode} {form.removeprefix('dynamic-')}"
             table.add_row(f"{count} operators", native, f"[{_STYLES.get(mode, '')}]{became}[/]", escape(reason))
-    console.print(table)
+    out.print(table)
     counts = Counter(r.mode for r in rows)
     said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
     folded = sum(r.mode == CONSTANT for r in report.rows)
-    console.print(f"{len(rows)} operators: {said}" + (f" ({folded} more only unpack weights)" if folded else ""))
-    console.print(
+    out.print(f"{len(rows)} operators: {said}" + (f" ({folded} more only unpack weights)" if folded else ""))
+    out.print(
         f"[bold]{size(report.source_bytes)} -> {size(report.output_bytes)}[/] ({report.ratio:.2f}x, "
         f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), runs on TensorFlow Lite "
         f"{report.runtime or 'newer than all that are known here'} and later"
     )
     if report.verification is not None:
-        show_verification(report.verification, console)
+        show_verification(report.verification, out)
     else:
-        console.print("[yellow]not verified (--no-verify)[/]")
+        out.print("[yellow]not verified (--no-verify)[/]")
     for note in report.notes:
-        console.print(f"note: {escape(note)}")
-    show_advice(report, console)
+        out.print(f"note: {escape(note)}")
+    show_advice(report, out)
     took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items() if seconds >= 0.005)
-    console.print(f"[dim]{took}[/]")
+    out.print(f"[dim]{took}[/]")
 
 
-def show_verification(found: Verification, console: Console) -> None:
+def show_verification(found: Verification, out: Console) -> None:
     """Prints what running the result showed."""
     for path in PATHS:
         name = PATH_NAMES[path]
         if path in found.skipped:
-            console.print(f"[yellow]not verified on {name}[/]: {escape(found.skipped[path])}")
+            out.print(f"[yellow]not verified on {name}[/]: {escape(found.skipped[path])}")
         elif path in found.failed:
-            console.print(f"[red]{name} does not run the result[/]: {escape(found.failed[path])}")
+            out.print(f"[red]{name} does not run the result[/]: {escape(found.failed[path])}")
         elif path in found.findings:
             wrong = found.wrong(path)
             total = len(found.findings[path])
             if not wrong:
-                console.print(f"verified on {name}: {total} quantized operators within their bound of the arithmetic")
+                out.print(f"verified on {name}: {total} quantized operators within their bound of the arithmetic")
             for finding in wrong:
-                console.print(
+                out.print(
                     f"[red]wrong on {name}[/]: {escape(short_name(finding.name))} ({finding.native}) is off by "
                     f"{finding.quanta:.3g}, allowed {finding.allowed:g}; do not use this path, or --skip it"
                 )
     for output, error in found.difference.items():
         agreement = f", same top-1 on {found.agreement[output]:.1%}" if output in found.agreement else ""
         made_up = "" if found.given else " (made-up samples: give --data for real ones)"
-        console.print(
+        out.print(
             f"output {escape(short_name(output))}: relative difference {error:.4f}{agreement} on {found.samples} samples{made_up}"
         )
 
 
-def show_advice(report: Report, console: Console) -> None:
+def show_advice(report: Report, out: Console) -> None:
     """Names the layers that hurt, and prints the lines that exempt them."""
     for culprit in report.culprits[:5]:
-        console.print(
+        out.print(
             f"[red]culprit[/]: {escape(short_name(culprit.tensor))} spans [{culprit.low:.4g}, {culprit.high:.4g}]; one int8 "
             f"grid leaves its median channel {culprit.channel_db:.0f} dB above rounding noise"
         )
     names = list(dict.fromkeys(name for c in report.culprits[:5] for name in c.operators))
     if names:
         flags = " ".join(f"--skip '^{_pattern(name)}$'" for name in names)
-        console.print(f"  exempt: [bold]{escape(flags)}[/]")
+        out.print(f"  exempt: [bold]{escape(flags)}[/]")
     left = [r for r in report.rows if r.mode == FLOAT and "no quantized kernel" in r.reason]
     if left:
-        console.print(f"{len(left)} operators have no quantized kernel and stay float: {escape(', '.join(sorted({r.native for r in left})))}")
+        out.print(f"{len(left)} operators have no quantized kernel and stay float: {escape(', '.join(sorted({r.native for r in left})))}")
 
 
 def _pattern(name: str) -> str:
@@ -132,4 +138,4 @@ def _pattern(name: str) -> str:
     return re.escape(name)
 
 
-__all__ = ["show", "show_verification", "short_name", "size", "to_data", "to_json"]
+__all__ = ["console", "show", "show_verification", "short_name", "size", "to_data", "to_json"]

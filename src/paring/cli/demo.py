@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from paring.demo import load_digits, model_path
 from paring.optimize import optimize
-from paring.report import show_verification, size
+from paring.report import console, show_verification, size
 from paring.runtime import Worker
 
 RECIPES = ("dynamic-int8", "int8", "int4-int8")
@@ -20,20 +19,20 @@ RECIPES = ("dynamic-int8", "int8", "int4-int8")
 
 def demo(keep: Path | None = typer.Option(None, "--keep", help="Keep the written models in this folder.")) -> None:
     """Quantize an embedded CNN (handwritten digits) and print size, accuracy and latency before and after."""
-    console = Console(highlight=False)
+    out = console()
     calibration, images, labels = load_digits()
     with tempfile.TemporaryDirectory(prefix="paring-") as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         models = {"float32 (before)": model_path()}
-        console.print(f"A float32 CNN of {size(model_path().stat().st_size)}, {len(images)} held-out images of digits.\n")
+        out.print(f"A float32 CNN of {size(model_path().stat().st_size)}, {len(images)} held-out images of digits.\n")
         for recipe in RECIPES:
-            out = folder / f"digits-{recipe}.tflite"
-            result = optimize(model_path(), recipe, calibration, output=out, overwrite=True)
-            console.print(f"[bold]{recipe}[/]: paring quantize digits.tflite -o {out.name} --recipe {recipe} --data digits.npz")
+            path = folder / f"digits-{recipe}.tflite"
+            result = optimize(model_path(), recipe, calibration, output=path, overwrite=True)
+            out.print(f"[bold]{recipe}[/]: paring quantize digits.tflite -o {path.name} --recipe {recipe} --data digits.npz")
             if result.report.verification is not None:
-                show_verification(result.report.verification, console)
-            models[recipe] = out
+                show_verification(result.report.verification, out)
+            models[recipe] = path
         table = Table(title="\nbefore and after", title_justify="left", pad_edge=False)
         for column in ("model", "size", "smaller", "accuracy", "latency", "ratio"):
             table.add_column(column, justify="left" if column == "model" else "right")
@@ -49,8 +48,8 @@ def demo(keep: Path | None = typer.Option(None, "--keep", help="Keep the written
                     name, size(after), f"{before / after:.1f}x", f"{np.mean(right):.2%}",
                     f"{spent.median_ms * 1e3:.0f} +- {spent.spread_ms * 1e3 / 2:.0f} us", f"{spent.ratio:.2f}",
                 )  # fmt: skip
-        console.print(table)
-        console.print("Latency: one thread, XNNPACK, models interleaved; ratio to float32. One image is 0.17 points.")
+        out.print(table)
+        out.print("Latency: one thread, XNNPACK, models interleaved; ratio to float32. One image is 0.17 points.")
 
 
 def register(app: typer.Typer) -> None:

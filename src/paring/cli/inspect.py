@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,7 +15,7 @@ from paring.formats import load
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, Op
 from paring.measure.cost import cost
-from paring.report import short_name, size
+from paring.report import console, short_name, size
 
 
 def inspect(
@@ -41,15 +40,15 @@ def inspect(
             escape(short_name(row["name"], 40)), row["native"], "x".join(str(d) for d in row["shape"]), row["dtype"],
             f"{row['parameters']:,}", size(row["stored_bytes"]), f"{row['macs']:,}", "" if share is None else f"{share:.0%}",
         )  # fmt: skip
-    console = Console(highlight=False)
-    console.print(table)
+    out = console()
+    out.print(table)
     total = {k: sum(row[k] for row in rows) for k in ("parameters", "macs")}
-    console.print(
+    out.print(
         f"{len(rows)} operators in {len(opened.subgraphs)} subgraphs, {size(len(opened.data))}, "
         f"{total['parameters']:,} parameters, {total['macs']:,} multiply-adds"
     )
     for key, (_, inputs, outputs) in entries(opened).items():
-        console.print(escape(f"signature {key or '(none)'}: {', '.join(inputs)} -> {', '.join(outputs)}"))
+        out.print(escape(f"signature {key or '(none)'}: {', '.join(inputs)} -> {', '.join(outputs)}"))
 
 
 def _row(graph: Graph, op: Op, zeros: bool) -> dict[str, Any]:

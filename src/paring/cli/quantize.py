@@ -14,7 +14,7 @@ from rich.progress import Progress
 from paring.errors import InputError
 from paring.optimize import Result, optimize
 from paring.recipe import IO_TYPES, Recipe
-from paring.report import show, to_json
+from paring.report import console, show, to_json
 
 MODEL = typer.Argument(..., help=".tflite, .keras or .h5 file, or a SavedModel folder.")
 OUT = typer.Option(..., "-o", "--output", help="The .tflite file to write.")
@@ -50,7 +50,6 @@ def run(
     **settings: Any,
 ) -> Result:
     """Optimizes with a progress bar on a terminal, prints the report."""
-    console = Console(stderr=as_json, highlight=False)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("calibrating", total=settings.get("limit"), visible=False)
 
@@ -65,8 +64,9 @@ def run(
     if as_json:
         print(to_json(result.report))
     else:
-        show(result.report, console, every=every)
-        console.print(f"wrote {output}")
+        out = console()
+        show(result.report, out, every=every)
+        out.print(f"wrote {output}")
     return result
 
 

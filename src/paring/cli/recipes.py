@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from paring.recipe import ALIASES, Recipe, text_of
+from paring.report import console
 
 
 def recipes(name: str | None = typer.Argument(None, help="Print this recipe's file, to start one of your own.")) -> None:
@@ -21,7 +21,7 @@ def recipes(name: str | None = typer.Argument(None, help="Print this recipe's fi
     for known in Recipe.names():
         recipe = Recipe.named(known)
         table.add_row(known, "needed" if recipe.static else "helps" if recipe.needs_data else "no", recipe.description)
-    Console(highlight=False).print(table)
+    console().print(table)
     print("The official quantizer's names work too: " + ", ".join(f"{old} = {new}" for old, new in ALIASES.items()))
 
 
