@@ -70,6 +70,12 @@ class Net:
         self.op(native, inputs, [result], options)
         return result
 
+    def stored(self, source: int, grid: Quantization, name: str = "") -> int:
+        """A QUANTIZE onto `grid` -> its result."""
+        result = self.tensor(self.graph.tensors[source].shape, grid.dtype, name, grid=grid)
+        self.op("QUANTIZE", [source], [result], ("QuantizeOptions", {}))
+        return result
+
     def finish(self) -> TfliteModel:
         self.graph.inputs = np.array(self.inputs, np.int32)
         self.graph.outputs = np.array(self.outputs, np.int32)
@@ -81,12 +87,18 @@ class Net:
 
 @dataclass(frozen=True)
 class Real:
-    """A real-valued operand behind an ADD, uniform in [low, high]; `whole` draws integers (so that comparing is exact)."""
+    """A real-valued operand behind an ADD, uniform in [low, high].
+
+    Attributes:
+      whole: Draws integers, so that comparing is exact.
+      stored: A QUANTIZE to this grid stands between.
+    """
 
     shape: tuple[int, ...]
     low: float = -2.0
     high: float = 3.0
     whole: bool = False
+    stored: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -117,10 +129,10 @@ class Case:
     Attributes:
       op: LiteRT's name.
       inputs: Its operands; None for one left out.
-      outputs: Shapes of its results; (shape, dtype) where one carries no real numbers.
+      outputs: Shapes of its results; (shape, dtype) where one carries no real numbers, (shape, grid) where it is stored.
       variant: What is special about it.
       version: Its version, where it needs another one than the row's float form.
-      samples: How often it is run with other numbers.
+      bare: Its results are the model's: no MUL behind them.
     """
 
     op: str
@@ -129,6 +141,7 @@ class Case:
     options: Options | None = None
     variant: str = ""
     version: int = 0
+    bare: bool = False
 
     @property
     def name(self) -> str:
@@ -160,19 +173,24 @@ def _chain(net: Net, case: Case, rng: np.random.Generator, samples: int) -> dict
         else:
             shift = np.float32(1.0) if operand.whole else rng.uniform(-0.3, 0.3, operand.shape[-1:]).astype(np.float32)
             values = rng.uniform(operand.low, operand.high, (samples, *operand.shape))
-            values.reshape(samples, -1)[0, :2] = operand.low, operand.high
+            values.reshape(-1)[[0, -1]] = operand.low, operand.high
             values = np.rint(values) if operand.whole else values
             data[name] = (values - shift).astype(np.float32)
             source = net.input(operand.shape, "float32", name)
             ids.append(net.then("ADD", [source, net.constant(shift)], operand.shape, ("AddOptions", {}), f"{name}+"))
+            if operand.stored is not None:
+                ids[-1] = net.stored(ids[-1], operand.stored, f"{name}:stored")
     results = []
     for position, output in enumerate(case.outputs):
-        shape, dtype = output if len(output) == 2 and isinstance(output[1], str) else (output, "float32")
-        results.append(net.tensor(shape, dtype, f"{case.name}#{position}" if position else case.name))
+        shape, kind = output if len(output) == 2 and isinstance(output[1], (str, Quantization)) else (output, "float32")
+        dtype, grid = (kind.dtype, kind) if isinstance(kind, Quantization) else (kind, None)
+        results.append(net.tensor(shape, dtype, f"{case.name}#{position}" if position else case.name, grid=grid))
     net.op(case.op, ids, results, case.options, case.version)
     for index in results:
         table = net.graph.tensors[index]
-        if table.type == 0 and case.op not in ("SHAPE", "RANK"):
+        if table.quantization is not None:
+            index = net.then("DEQUANTIZE", [index], table.shape, ("DequantizeOptions", {}), f"{table.name}:real")
+        if net.graph.tensors[index].type == 0 and not case.bare:
             factor = net.constant(rng.uniform(0.5, 1.5, table.shape[-1:]).astype(np.float32))
             index = net.then("MUL", [index, factor], table.shape, ("MulOptions", {}), f"{table.name}*")
         net.outputs.append(index)
@@ -183,10 +201,12 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     rng = np.random.default_rng(7)
     found: dict[str, list[Case]] = {}
 
-    def add(op: str, inputs: Sequence[Any], *outputs: Any, options: Any = None, variant: str = "", version: int = 0) -> None:
+    def add(
+        op: str, inputs: Sequence[Any], *outputs: Any, options: Any = None, variant: str = "", version: int = 0, bare: bool = False
+    ) -> None:
         name, fields = options if isinstance(options, tuple) else (options, {})
         found.setdefault(op, []).append(
-            Case(op, tuple(inputs), outputs, None if name is None else (name, fields), variant, version)
+            Case(op, tuple(inputs), outputs, None if name is None else (name, fields), variant, version, bare)
         )
 
     def normal(*shape: int, axis: int | None = None, size: float = 0.2) -> Const:
@@ -207,7 +227,6 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("CONV_2D", [x, kernel, bias], wide, options=("Conv2DOptions", conv))
     relu6 = {**conv, "fused_activation_function": 3}
     add("CONV_2D", [x, normal(32, 1, 1, 8, axis=0), normal(32)], (1, 6, 5, 32), options=("Conv2DOptions", relu6), variant="relu6")
-    add("CONV_2D", [x, kernel], wide, options=("Conv2DOptions", conv), variant="no bias")
     add("CONV_2D", [x, normal(16, 3, 3, 4, axis=0), bias], wide, options=("Conv2DOptions", conv), variant="grouped", version=6)
     depthwise = {**conv, "depth_multiplier": 1}
     add("DEPTHWISE_CONV_2D", [Real((1, 6, 5, 32)), normal(1, 3, 3, 32, axis=3), normal(32)], (1, 6, 5, 32),
@@ -333,7 +352,8 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("ARG_MAX", [whole, ints(1)], ((4,), "int32"), options=("ArgMaxOptions", {"output_type": 2}))
     add("ARG_MIN", [whole, ints(1)], ((4,), "int32"), options=("ArgMinOptions", {"output_type": 2}))
     add("TOPK_V2", [whole, ints(3)], (4, 3), ((4, 3), "int32"), options="TopKV2Options")
-    add("UNIQUE", [Real((12,), -3, 3, whole=True)], (12,), ((12,), "int32"), options=("UniqueOptions", {"idx_out_type": 2}))
+    add("UNIQUE", [Real((12,), -3, 3, whole=True)], (12,), ((12,), "int32"), bare=True,
+        options=("UniqueOptions", {"idx_out_type": 2}))  # fmt: skip
     for op in ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"):
         options = "".join(part.capitalize() for part in op.split("_")) + "Options"
         small = Real(image, -3, 3, whole=True)
@@ -374,7 +394,7 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("SELECT", [chosen, x, one], image, options="SelectOptions")
     add("SELECT_V2", [chosen, x, Real((8,), -1, 1)], image, options="SelectV2Options")
     add("SELECT_V2", [chosen, x, uniform(-1, 1, 8)], image, options="SelectV2Options", variant="constant")
-    add("FILL", [ints(3, 4), Real((1,))], (3, 4), options="FillOptions")
+    add("FILL", [ints(3, 4), Real(())], (3, 4), options="FillOptions")
     add("ONE_HOT", [Given(np.array([1, 2, 0], np.int32)), ints(4), Real((1,), 1, 2), uniform(-0.5, 0, 1)], (3, 4),
         options=("OneHotOptions", {"axis": -1}))  # fmt: skip
     add("SPARSE_TO_DENSE", [ints([[0, 1], [2, 2]]), ints(3, 4), Real((2,)), Const(np.float32(-0.3))], (3, 4),
@@ -391,6 +411,9 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("HASHTABLE_LOOKUP", [Given(np.array([3, 1], np.int32)), ints(1, 2, 3), Real((3, 4))], (2, 4), ((2,), "uint8"))
     add("SHAPE", [x], ((4,), "int32"), options=("ShapeOptions", {"out_type": 2}))
     add("RANK", [x], ((), "int32"), options="RankOptions")
+    grid = Quantization(np.array([5 / 255], np.float32), np.array([-26]), "int8")
+    add("QUANTIZE", [x], (image, grid), options="QuantizeOptions")
+    add("DEQUANTIZE", [replace(x, stored=grid)], image, options="DequantizeOptions")
     return {op: tuple(cases) for op, cases in found.items()}
 
 

@@ -177,12 +177,12 @@ class Propagation:
             got = symmetric(got) if self._symmetric(op) else got
             done.add(op.id)
             for index in op.demands.data:
-                tensor = op.inputs[index]
-                if tensor is None:
+                operand = op.inputs[index]
+                if operand is None:
                     continue
                 read[op.id, index] = got
-                if self.graph.tensors[tensor].weight is None:
-                    settle(self.node(tensor), got)
+                if self.graph.tensors[operand].weight is None:
+                    settle(self.node(operand), got)
             for tensor in self.results(op):
                 settle(tensor, got)
                 if not grid[tensor].same_grid(got):
@@ -193,9 +193,9 @@ class Propagation:
         written = {(t, self.dtype): made.get(t, g) for t, g in grid.items()}
         for op in self.ops:
             for index in op.demands.data if op.demands else ():
-                tensor = op.inputs[index]
-                if tensor is not None and self.graph.tensors[tensor].weight is None:
-                    here = grid[self.node(tensor)]
+                operand = op.inputs[index]
+                if operand is not None and self.graph.tensors[operand].weight is None:
+                    here = grid[self.node(operand)]
                     read.setdefault((op.id, index), symmetric(here) if index in self._symmetric(op) else here)
         aliases = {(t, self.dtype): written[root, self.dtype] for t, root in self.root.items() if (root, self.dtype) in written}
         return Grids({**aliases, **written}, read)

@@ -174,7 +174,7 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
             reason = f"{reason}; no kernel takes int4 weights here, int8 instead"
         if form in op.demands.versions:
             return Decision(op, DYNAMIC, settings, form, reason)
-        reason = f"{reason}; no kernel takes {settings.weights} weights beside float activations, converted back on use"
+        reason = f"{reason}; no fast kernel takes {settings.weights} weights beside float activations: converted back on load"
     return Decision(op, WEIGHT_ONLY, settings, "float", reason)
 
 

@@ -15,7 +15,7 @@ from paring.optimize import Report
 from paring.plan import CONSTANT, FLOAT
 from paring.verify import PATH_NAMES, PATHS, Verification
 
-ALL_ROWS = 80
+ALL_ROWS = 120
 _STYLES = {"static": "green", "dynamic": "green", "weight-only": "cyan", "float": "yellow", "kept": "dim"}
 
 
@@ -68,7 +68,7 @@ def show(report: Report, out: Console, *, every: bool = False) -> None:
         groups = Counter((r.native, r.mode, r.form, r.reason) for r in rows)
         for (native, mode, form, reason), count in groups.most_common():
             became = mode if form == "float" else f"{mode} {form.removeprefix('dynamic-')}"
-            table.add_row(f"{count} operators", native, f"[{_STYLES.get(mode, '')}]{became}[/]", escape(reason))
+            table.add_row(f"{count} operator{'s' if count > 1 else ''}", native, f"[{_STYLES.get(mode, '')}]{became}[/]", escape(reason))
     out.print(table)
     counts = Counter(r.mode for r in rows)
     said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())

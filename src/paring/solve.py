@@ -177,18 +177,17 @@ class _Solver:
             else:
                 inputs[index] = Port(grids.read[op.id, index])
         source = op.inputs[op.demands.data[0]] if op.demands.data else None
-        scale = inputs[op.demands.data[0]].grid.scale if source is not None and op.demands.data else None  # type: ignore[union-attr]
+        first = inputs[op.demands.data[0]].grid if source is not None else None
+        scale = first.scale if first is not None else None
         bias = self.bias(op)
-        for use, tensor in self.graph.weights_of(op):
-            encoded = self.weight(decision, use, tensor)
+        for use, stored in self.graph.weights_of(op):
+            encoded = self.weight(decision, use, stored)
             if bias is not None and encoded.grid is not None and scale is not None:
-                bias_values = bias + self.correction(decision, use, tensor, encoded)
+                bias_values = bias + self.correction(decision, use, stored, encoded)
                 encoded, port = self.static_bias(encoded, bias_values, float(scale[0]), dtype)
                 inputs[op.demands.bias] = port  # type: ignore[index]
             inputs[use.input] = Port(encoded.grid, encoded)
-        outputs = {
-            i: Port(grids.written.get((op.outputs[i], dtype)) or grids.written[op.outputs[i], dtype]) for i in op.demands.results
-        }
+        outputs = {i: Port(grids.written[op.outputs[i], dtype]) for i in op.demands.results}
         return Edit(op.id, decision.form, self.version(decision), inputs, outputs, _params(op, decision.form))
 
     def operand(self, constant: Weight, grid: Quantization | None, dtype: str) -> Port:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -40,6 +40,11 @@ class Table:
             if name not in FIELDS[table_type]:
                 raise AttributeError(f"{table_type} has no field {name}")
             setattr(self, name, value)
+
+    if TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            """Fields are set as they are named in the schema."""
 
     def __getattr__(self, name: str) -> Any:
         field = FIELDS[self._type].get(name) if not name.startswith("_") else None

@@ -7,7 +7,7 @@ import mmap
 import os
 import zipfile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from paring.formats.tflite.schema import ENUMS, NAMES, Field
 IDENTIFIER = b"TFL3"
 _PAGE = mmap.PAGESIZE
 
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "FLOAT32": np.dtype("<f4"),
     "FLOAT16": np.dtype("<f2"),
     "FLOAT64": np.dtype("<f8"),
@@ -149,7 +149,7 @@ class TfliteModel:
         return out.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file atomically (a temporary file beside it, then a rename), with any appended ZIP carried over."""
+        """Writes the file atomically (a temporary file, then a rename), with any appended ZIP carried over."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
