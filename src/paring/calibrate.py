@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from paring.calibration import Statistics, TensorStatistics
 from paring.data import Feed
-from paring.errors import InputError
+from paring.errors import InputError, UnsupportedError
 from paring.formats.tflite.extract import extract
 from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.program import bodies, build
 from paring.graph import Graph, TensorId
 from paring.runtime import Limits, Worker
 
@@ -39,15 +41,32 @@ def calibrate(
       RunError: The model cannot be run.
     """
     tensors: dict[TensorId, TensorStatistics] = {}
-    samples = 0
-    with tempfile.TemporaryDirectory(prefix="paring-") as folder, Worker(limits(model)) as worker:
+    unseen: dict[int, str] = {}
+    samples, asked = 0, False
+    bounds = limits(model)
+    inner = {feed.subgraph: {t for t in wanted if t[0] in bodies(model, feed.subgraph)} for feed in feeds}
+    if any(inner.values()):  # loops are followed step by step, which takes longer than running them
+        bounds = replace(bounds, seconds=10 * bounds.seconds)
+    with tempfile.TemporaryDirectory(prefix="paring-") as folder, Worker(bounds) as worker:
         for feed in feeds:
             here = [t for t in wanted if t[0] == feed.subgraph]
-            if not here:
+            program = None
+            if inner[feed.subgraph]:
+                inside = {number for number, _ in inner[feed.subgraph]}
+                try:
+                    program = build(model, feed.subgraph, [*here, *inner[feed.subgraph]], inside, Path(folder))
+                except UnsupportedError as error:
+                    unseen.update(dict.fromkeys(inside, str(error)))
+            if program is not None:
+                here = list(program.watched)
+                worker.load_program("float", program, kernels=kernels)
+            elif here:
+                path = Path(folder) / f"{feed.subgraph}.tflite"
+                extract(model, None, here).save(path)
+                worker.load("float", path, kernels=kernels)
+            else:
                 continue
-            path = Path(folder) / f"{feed.subgraph}.tflite"
-            extract(model, None, here).save(path)
-            worker.load("float", path, kernels=kernels)
+            asked = True
             worker.watch("float", [wanted[t] for t in here])
             for sample in feed:
                 worker.observe("float", sample)
@@ -57,9 +76,9 @@ def calibrate(
             for position, found in worker.gather("float").items():
                 key = here[position]
                 tensors[key] = tensors[key].merge(found) if key in tensors else found
-    if not samples:
+    if asked and not samples:
         raise InputError("cannot calibrate", expected="at least one sample", got="an empty data set")
-    return Statistics(tensors, {t: graph.tensors[t].name for t in tensors}, samples)
+    return Statistics(tensors, {t: graph.tensors[t].name for t in tensors}, samples, unseen)
 
 
 def limits(model: TfliteModel) -> Limits:

@@ -144,11 +144,13 @@ class Statistics:
       tensors: By tensor id.
       names: Tensor names, so that a saved file can be held against the model.
       samples: Number of samples.
+      unseen: By subgraph, why nothing could be seen of it; not saved.
     """
 
     tensors: Mapping[TensorId, TensorStatistics]
     names: Mapping[TensorId, str]
     samples: int = 0
+    unseen: Mapping[int, str] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
         """Writes an .npz that `load` reads back."""

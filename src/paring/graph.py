@@ -122,7 +122,8 @@ class Demands:
       versions: Operator version that each form needs; a missing form has no kernel. Forms: `float`; `int8` and `int16`
         (activations, with int8 weights); `int8-int4`, `int16-int4` (with int4 weights); `dynamic-int8`, `dynamic-int4`,
         `dynamic-int4-block` (float activations, quantized weights).
-      ties: Tensors that are one value under several names (operands of a loop or branch): one grid or float, together.
+      ties: Tensors that are one value under several names (carried by a loop or branch): one grid or float, together. The
+        first ones belong to the `data` inputs, in their order; what enters a loop is not among them, it can be converted.
       computes: False for operators that only move, reshape or fill.
       symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the results follow.
       rescale: Ratio of scales within which the kernels are right: (`each`, `product` or `quotient`, low, high).

@@ -25,7 +25,9 @@ def recipe_from_official(data: list[Any], where: str) -> Recipe:
             raise InputError(f"bad {place}", expected="regex, operation, algorithm_key and op_config")
         kind = str(entry.get("operation", "*"))
         if kind in ("INPUT", "OUTPUT"):
-            raise InputError(f"cannot carry over {kind} of {place}", todo="Use `inputs:` and `outputs:` of a paring recipe")
+            raise InputError(
+                f"cannot carry over {kind} of {place}", todo="Use `inputs:` and `outputs:` of a paring recipe"
+            )
         rules.append(Rule(_settings(entry, place), name=_regex(entry), kind=kind, optional=kind != "*"))
     return Recipe(tuple(rules), name="official", source=where)
 
@@ -53,7 +55,9 @@ def _settings(entry: Mapping[str, Any], place: str) -> Quantize | None:
         )
     bits, granularity = weights.get("num_bits"), weights.get("granularity", "TENSORWISE")
     if bits not in (4, 8) or weights.get("dtype", "INT") != "INT" or not weights.get("symmetric", True):
-        raise InputError(f"cannot carry over the weights of {place}", expected="symmetric INT of 4 or 8 bits", got=str(weights))
+        raise InputError(
+            f"cannot carry over the weights of {place}", expected="symmetric INT of 4 or 8 bits", got=str(weights)
+        )
     if activations is not None and activations.get("num_bits") not in (8, 16):
         raise InputError(f"cannot carry over the activations of {place}", expected="8 or 16 bits", got=str(activations))
     if activations is not None:

@@ -151,7 +151,9 @@ class Recipe:
             raise InputError("bad recipe", where=where, expected="a list of rules", got=repr(rules))
         for key in ("inputs", "outputs"):
             if data.get(key, "float32") not in IO_TYPES:
-                raise InputError("bad recipe", where=f"{where}: {key}", expected=", ".join(IO_TYPES), got=str(data[key]))
+                raise InputError(
+                    "bad recipe", where=f"{where}: {key}", expected=", ".join(IO_TYPES), got=str(data[key])
+                )
         return cls(
             rules=tuple(_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
             name=str(data.get("name", Path(where).stem)),
@@ -172,7 +174,9 @@ class Recipe:
             rules.append(said | ({"optional": True} if rule.optional else {}))
         rules += [{"kind": "*", "name": f"^(?!.*({'|'.join(self.only)}))", "apply": "float"}] if self.only else []
         for pattern in self.skip:
-            rules += [{**selector, "apply": "float", "optional": True} for selector in ({"name": pattern}, {"kind": pattern})]
+            rules += [
+                {**selector, "apply": "float", "optional": True} for selector in ({"name": pattern}, {"kind": pattern})
+            ]
         border = {k: getattr(self, k) for k in ("inputs", "outputs") if getattr(self, k) != "float32"}
         return {"version": VERSION, "name": self.name, **border, "rules": rules}
 
@@ -211,7 +215,9 @@ class Recipe:
         Raises:
           InputError: A rule, a `skip` or an `only` pattern matches no operator and is not optional.
         """
-        weighted = {op.id: max((t.weight.size for _, t in graph.weights_of(op) if t.weight), default=0) for op in graph.ops}
+        weighted = {
+            op.id: max((t.weight.size for _, t in graph.weights_of(op) if t.weight), default=0) for op in graph.ops
+        }
         ordered = [op.id for op in graph.ops if weighted[op.id]]
         ends = {"first": ordered[:1], "last": ordered[-1:]}
         chosen: dict[tuple[int, int], tuple[Quantize | None, str]] = {}
@@ -257,7 +263,9 @@ def _no_match(what: str, rule: Rule, graph: Graph) -> InputError:
     names, kinds = [op.name for op in graph.ops], sorted({op.kind for op in graph.ops})
     near = difflib.get_close_matches(rule.name or rule.kind, names if rule.name else kinds, 3, 0.3)
     hint = f"Nearest: {', '.join(near)}" if near else f"Kinds in this model: {', '.join(kinds)}"
-    return InputError(f"{what} matches no operator", todo=f"{hint}. Say `optional: true` in the rule if that is intended")
+    return InputError(
+        f"{what} matches no operator", todo=f"{hint}. Say `optional: true` in the rule if that is intended"
+    )
 
 
 def _compile(pattern: str) -> None:
@@ -271,7 +279,9 @@ def _known(data: Mapping[str, Any], allowed: Sequence[str], where: str) -> None:
     for key in data:
         if key not in allowed:
             raise InputError(
-                f"unknown key {key!r} in {where}", expected=f"one of {', '.join(allowed)}", todo=_nearest(str(key), allowed)
+                f"unknown key {key!r} in {where}",
+                expected=f"one of {', '.join(allowed)}",
+                todo=_nearest(str(key), allowed),
             )
 
 
@@ -302,7 +312,9 @@ def _apply(data: Any, where: str) -> Quantize | None:
         raise InputError(f"bad `apply` in {where}", expected="`float` or `{quantize: {...}}`", got=repr(data))
     (name, settings), *_ = data.items()
     if name != "quantize":
-        raise InputError(f"unknown algorithm {name!r} in {where}", expected="quantize", todo=_nearest(name, ["quantize"]))
+        raise InputError(
+            f"unknown algorithm {name!r} in {where}", expected="quantize", todo=_nearest(name, ["quantize"])
+        )
     if not isinstance(settings, Mapping):
         raise InputError(f"bad `quantize` in {where}", expected="a mapping of settings", got=repr(settings))
     _known(settings, [f.name for f in fields(Quantize)], f"{where}: quantize")

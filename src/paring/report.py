@@ -68,7 +68,12 @@ def show(report: Report, out: Console, *, every: bool = False) -> None:
         groups = Counter((r.native, r.mode, r.form, r.reason) for r in rows)
         for (native, mode, form, reason), count in groups.most_common():
             became = mode if form == "float" else f"{mode} {form.removeprefix('dynamic-')}"
-            table.add_row(f"{count} operator{'s' if count > 1 else ''}", native, f"[{_STYLES.get(mode, '')}]{became}[/]", escape(reason))
+            table.add_row(
+                f"{count} operator{'s' if count > 1 else ''}",
+                native,
+                f"[{_STYLES.get(mode, '')}]{became}[/]",
+                escape(reason),
+            )
     out.print(table)
     counts = Counter(r.mode for r in rows)
     said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
@@ -129,7 +134,9 @@ def show_advice(report: Report, out: Console) -> None:
         out.print(f"  exempt: [bold]{escape(flags)}[/]")
     left = [r for r in report.rows if r.mode == FLOAT and "no quantized kernel" in r.reason]
     if left:
-        out.print(f"{len(left)} operators have no quantized kernel and stay float: {escape(', '.join(sorted({r.native for r in left})))}")
+        out.print(
+            f"{len(left)} operators have no quantized kernel and stay float: {escape(', '.join(sorted({r.native for r in left})))}"
+        )
 
 
 def _pattern(name: str) -> str:

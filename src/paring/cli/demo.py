@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,19 +18,27 @@ from paring.runtime import Worker
 RECIPES = ("dynamic-int8", "int8", "int4-int8")
 
 
-def demo(keep: Path | None = typer.Option(None, "--keep", help="Keep the written models in this folder.")) -> None:
+def demo(
+    keep: Path | None = typer.Option(
+        None, "--keep", help="Keep the model, its data and what was made of it in this folder."
+    ),
+) -> None:
     """Quantize an embedded CNN (handwritten digits) and print size, accuracy and latency before and after."""
     out = console()
     calibration, images, labels = load_digits()
     with tempfile.TemporaryDirectory(prefix="paring-") as scratch:
         folder = keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model_path(), folder / "digits.tflite")
+        np.savez_compressed(folder / "digits.npz", image=calibration)
         models = {"float32 (before)": model_path()}
         out.print(f"A float32 CNN of {size(model_path().stat().st_size)}, {len(images)} held-out images of digits.\n")
         for recipe in RECIPES:
             path = folder / f"digits-{recipe}.tflite"
             result = optimize(model_path(), recipe, calibration, output=path, overwrite=True)
-            out.print(f"[bold]{recipe}[/]: paring quantize digits.tflite -o {path.name} --recipe {recipe} --data digits.npz")
+            out.print(
+                f"[bold]{recipe}[/]: paring quantize digits.tflite -o {path.name} --recipe {recipe} --data digits.npz"
+            )
             if result.report.verification is not None:
                 show_verification(result.report.verification, out)
             models[recipe] = path
@@ -42,7 +51,10 @@ def demo(keep: Path | None = typer.Option(None, "--keep", help="Keep the written
             taken = worker.time(list(models), [images[:1]])
             before = model_path().stat().st_size
             for name, path in models.items():
-                right = [int(worker.run(name, [image[None]])[0].argmax()) == y for image, y in zip(images, labels, strict=True)]
+                right = [
+                    int(worker.run(name, [image[None]])[0].argmax()) == y
+                    for image, y in zip(images, labels, strict=True)
+                ]
                 after, spent = Path(path).stat().st_size, taken[name]
                 table.add_row(
                     name, size(after), f"{before / after:.1f}x", f"{np.mean(right):.2%}",

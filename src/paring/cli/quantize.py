@@ -18,9 +18,15 @@ from paring.report import console, show, to_json
 
 MODEL = typer.Argument(..., help=".tflite, .keras or .h5 file, or a SavedModel folder.")
 OUT = typer.Option(..., "-o", "--output", help="The .tflite file to write.")
-RECIPE = typer.Option("dynamic-int8", "--recipe", "-r", help="A named recipe (`paring recipes`) or a YAML or JSON file.")
-DATA = typer.Option(None, "--data", "-d", help="Calibration samples: .npz, .npy, a folder of images, or module:function.")
-SKIP = typer.Option([], "--skip", help="Leave operators float whose name (regular expression) or kind matches. Repeatable.")
+RECIPE = typer.Option(
+    "dynamic-int8", "--recipe", "-r", help="A named recipe (`paring recipes`) or a YAML or JSON file."
+)
+DATA = typer.Option(
+    None, "--data", "-d", help="Calibration samples: .npz, .npy, a folder of images, or module:function."
+)
+SKIP = typer.Option(
+    [], "--skip", help="Leave operators float whose name (regular expression) or kind matches. Repeatable."
+)
 ONLY = typer.Option([], "--only", help="Touch only operators whose name or kind matches. Repeatable.")
 IO = typer.Option(None, "--io", help=f"Type of inputs and outputs: {', '.join(IO_TYPES)}.")
 RANGE = typer.Option(None, "--range", help="Override in all rules: minmax, percentile or mse.")
@@ -32,7 +38,9 @@ KEEP = typer.Option(None, "--save-statistics", help="Keep the calibration statis
 DENSIFY = typer.Option(False, "--densify", help="Quantize sparse weights too, densely.")
 STRICT = typer.Option(False, "--strict", help="Refuse to leave a float operator (microcontrollers, Edge TPU).")
 VERIFY = typer.Option(True, "--verify/--no-verify", help="Run the result, operator by operator, before it is kept.")
-ERROR = typer.Option(None, "--max-error", help="Bound on the relative difference of every output; exit code 1 beyond it.")
+ERROR = typer.Option(
+    None, "--max-error", help="Bound on the relative difference of every output; exit code 1 beyond it."
+)
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an output that exists.")
 JSON = typer.Option(False, "--json", help="Print the report as JSON.")
 EVERY = typer.Option(False, "--all", help="List every operator, however many.")

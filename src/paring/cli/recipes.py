@@ -9,7 +9,9 @@ from paring.recipe import ALIASES, Recipe, text_of
 from paring.report import console
 
 
-def recipes(name: str | None = typer.Argument(None, help="Print this recipe's file, to start one of your own.")) -> None:
+def recipes(
+    name: str | None = typer.Argument(None, help="Print this recipe's file, to start one of your own."),
+) -> None:
     """List the named recipes, or print one as YAML."""
     if name is not None:
         Recipe.named(name)

@@ -19,6 +19,7 @@ import numpy as np
 from paring.calibration import TensorStatistics
 from paring.errors import ParingError
 from paring.measure.latency import Latency
+from paring.runtime.program import Program
 from paring.runtime.wire import receive, send
 
 
@@ -89,6 +90,23 @@ class Worker:
     def load(self, name: str, path: str | Path, *, kernels: str = "xnnpack", threads: int | None = None) -> None:
         """Loads a model file; `kernels` is xnnpack (what users run), builtin or reference."""
         self._call("load", name=name, path=str(path), kernels=kernels, threads=threads or self.threads)
+
+    def enter(self, name: str, source: str, signature: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        """Another entry of the loaded model `source`; `run` takes and gives arrays in the order of these names."""
+        self._call("enter", name=name, source=source, signature=signature, inputs=list(inputs), outputs=list(outputs))
+
+    def load_program(self, name: str, program: Program, *, kernels: str = "xnnpack") -> None:
+        """Loads a program; `run`, `watch` (over its `watched` tensors), `observe` and `gather` work on it as on a model."""
+        values = list(program.constants.values())
+        self._call("load_program", values, name=name, program=program.to_data(), kernels=kernels, threads=self.threads)
+
+    def capture(self, name: str, inputs: Sequence[np.ndarray], routines: Sequence[int]) -> dict[int, list[list[np.ndarray]]]:
+        """Runs one sample through a program -> for each routine what it read in its first and its last call."""
+        message, arrays = self._call("capture", list(inputs), name=name, routines=list(routines))
+        found, rest = {}, iter(arrays)
+        for number, calls, size in zip(routines, message["calls"], message["sizes"], strict=True):
+            found[number] = [[next(rest) for _ in range(size)] for _ in range(calls)]
+        return found
 
     def drop(self, name: str) -> None:
         """Forgets a model."""

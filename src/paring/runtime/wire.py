@@ -13,7 +13,7 @@ _HEAD = struct.Struct("<I")
 
 def send(pipe: BinaryIO, message: dict[str, Any], arrays: list[np.ndarray] | None = None) -> None:
     """Writes one message; arrays of any numeric or bool dtype, any shape."""
-    arrays = [np.ascontiguousarray(a) for a in arrays or []]
+    arrays = [np.asarray(a, order="C") for a in arrays or []]  # ascontiguousarray would turn a scalar into a vector
     shapes = [[a.dtype.str, list(a.shape)] for a in arrays]
     head = json.dumps({**message, "arrays": shapes}).encode()
     pipe.write(_HEAD.pack(len(head)) + head)

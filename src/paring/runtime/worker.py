@@ -13,6 +13,7 @@ from paring.calibration import TensorStatistics
 from paring.measure.latency import latency
 from paring.runtime.wire import receive, send
 
+_TAKING = ("run", "observe", "time", "load_program", "capture")
 KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 
 
@@ -31,7 +32,7 @@ class Session:
         self.allocated = False
         self.statistics: list[tuple[int, set[str], TensorStatistics]] = []
 
-    def invoke(self, arrays: list[np.ndarray]) -> None:
+    def invoke(self, arrays: list[np.ndarray], *, reset: bool = True) -> None:
         """Runs one sample; inputs in the model's order, resized where their shape asks for it."""
         details = self.interpreter.get_input_details()
         for detail, array in zip(details, arrays, strict=True):
@@ -41,15 +42,15 @@ class Session:
         if not self.allocated:
             self.interpreter.allocate_tensors()
             self.allocated = True
-        else:
+        elif reset:
             self.interpreter.reset_all_variables()
         for detail, array in zip(details, arrays, strict=True):
             self.interpreter.set_tensor(detail["index"], array)
         self.interpreter.invoke()
 
-    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """Runs one sample and copies the outputs."""
-        self.invoke(arrays)
+    def run(self, arrays: list[np.ndarray], *, reset: bool = True) -> list[np.ndarray]:
+        """Runs one sample and copies the outputs; state starts anew unless `reset` is False."""
+        self.invoke(arrays, reset=reset)
         return [self.interpreter.get_tensor(i) for i in self.outputs]
 
     def observe(self, arrays: list[np.ndarray]) -> None:
@@ -57,6 +58,21 @@ class Session:
         self.invoke(arrays)
         for position, wanted, statistics in self.statistics:
             statistics.update(self.interpreter.tensor(self.outputs[position])(), wanted)
+
+
+class SignatureSession:
+    """One entry of a loaded model that is not its first subgraph: it is reached by its signature's name."""
+
+    def __init__(self, session: Session, signature: str, inputs: list[str], outputs: list[str]) -> None:
+        """Names the inputs in the order that samples have, and the outputs in the order they are given back."""
+        self.session = session  # the runner holds no reference of its own
+        self.runner = session.interpreter.get_signature_runner(signature)
+        self.inputs, self.outputs = inputs, outputs
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Runs one sample."""
+        found = self.runner(**dict(zip(self.inputs, arrays, strict=True)))
+        return [np.array(found[name]) for name in self.outputs]
 
 
 def _limit_memory(extra: int) -> None:
@@ -74,7 +90,7 @@ class Server:
     """Answers one request after the other."""
 
     def __init__(self) -> None:
-        self.sessions: dict[str, Session] = {}
+        self.sessions: dict[str, Any] = {}
 
     def limit(self, extra: int) -> dict[str, Any]:
         """Bounds private memory to what is in use now plus `extra` bytes."""
@@ -88,6 +104,28 @@ class Server:
         """Loads a model file under a name."""
         self.sessions[name] = Session(path, kernels, threads)
         return {}
+
+    def enter(self, name: str, source: str, signature: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
+        """Another entry of a loaded model, under a name of its own."""
+        self.sessions[name] = SignatureSession(self.sessions[source], signature, inputs, outputs)
+        return {}
+
+    def load_program(
+        self, name: str, program: dict[str, Any], kernels: str, threads: int, arrays: list[np.ndarray]
+    ) -> dict[str, Any]:
+        """Loads a program under a name; the arrays are its constants."""
+        loaded = Program.from_data(program, arrays)
+        self.sessions[name] = ProgramSession(loaded, lambda path: Session(path, kernels, threads))
+        return {}
+
+    def capture(
+        self, name: str, routines: list[int], arrays: list[np.ndarray]
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Runs a sample through a program -> what each routine read in its first and its last call."""
+        self.sessions[name].run(arrays)
+        found = [self.sessions[name].captured(number) for number in routines]
+        sizes = [len(calls[0]) if calls else 0 for calls in found]
+        return {"calls": [len(calls) for calls in found], "sizes": sizes}, [a for calls in found for call in calls for a in call]
 
     def drop(self, name: str) -> dict[str, Any]:
         """Forgets a model."""
@@ -146,7 +184,7 @@ def main() -> None:
         method = message.pop("call")
         try:
             call = getattr(server, method)
-            found = call(**message, arrays=arrays) if method in ("run", "observe", "time") else call(**message)
+            found = call(**message, arrays=arrays) if method in _TAKING else call(**message)
             head, out = found if isinstance(found, tuple) else ({}, found) if isinstance(found, list) else (found, [])
             send(pipe_out, {"ok": True, **head}, out)
         except MemoryError:

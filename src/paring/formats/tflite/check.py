@@ -58,6 +58,7 @@ def check_model(model: TfliteModel) -> None:
             raise Malformed(f"buffer {index} lies outside the file")
     for index, subgraph in enumerate(root.subgraphs):
         _check_subgraph(model, subgraph, f"subgraph {index}")
+    _check_control(model)
     _check_recursion(model)
     for entry in root.metadata or ():
         if entry.buffer >= len(root.buffers):
@@ -181,6 +182,35 @@ def _check_operator(model: TfliteModel, operator: Table, count: int, known: np.n
     for region in regions(operator):
         if not (name == "STABLEHLO_COMPOSITE" or 0 <= region < len(model.root.subgraphs)):
             raise Malformed(f"{where} names subgraph {region} of {len(model.root.subgraphs)}")
+
+
+def _check_control(model: TfliteModel) -> None:
+    """A loop or branch and the subgraphs it runs agree on what goes in and comes out."""
+    for number, subgraph in enumerate(model.root.subgraphs):
+        for position, operator in enumerate(subgraph.operators or ()):
+            name = model.native(operator)
+            if name in ("WHILE", "IF"):
+                _check_regions(model, operator, name, f"operator {position} of subgraph {number} ({name})")
+
+
+def _check_regions(model: TfliteModel, operator: Table, name: str, where: str) -> None:
+    inner = [model.root.subgraphs[r] for r in regions(operator)]
+    if len(inner) != 2:
+        raise Malformed(f"{where} names {len(inner)} subgraphs, not 2")
+    ins, outs = _list(operator.inputs), _list(operator.outputs)
+    if -1 in ins or name == "IF" and not ins:
+        raise Malformed(f"{where} leaves out an operand")
+    taken, given = ins[name == "IF" :], [_list(s.outputs) for s in inner]
+    if any(len(_list(s.inputs)) != len(taken) for s in inner):
+        raise Malformed(f"{where} has {len(taken)} operands, its subgraphs take {[len(_list(s.inputs)) for s in inner]}")
+    if any(len(g) != len(outs) for g in (given if name == "IF" else given[1:])) or name == "WHILE" and len(outs) != len(ins):
+        raise Malformed(f"{where} has {len(outs)} results, its subgraphs give {[len(g) for g in given]}")
+    if name == "WHILE" and (len(given[0]) != 1 or NAMES["TensorType"][inner[0].tensors[given[0][0]].type] != "BOOL"):
+        raise Malformed(f"{where} has a condition that does not give one boolean")
+
+
+def _list(values: np.ndarray | None) -> list[int]:
+    return [] if values is None else [int(v) for v in values]
 
 
 def _check_recursion(model: TfliteModel) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paring.errors import InputError
+from paring.formats.tflite.check import regions
 from paring.formats.tflite.draft import Draft
 from paring.formats.tflite.flatbuffer import Table
 from paring.formats.tflite.model import TfliteModel
@@ -35,10 +36,26 @@ def extract(model: TfliteModel, inputs: Sequence[TensorId] | None, outputs: Sequ
     sliced.operators = operators
     sliced.inputs = np.array(starts, np.int32)
     sliced.outputs = np.array([index for _, index in outputs], np.int32)
-    if number:  # the entry is always subgraph 0; bodies keep their numbers, for operators name them
-        draft.subgraphs[0] = sliced
-        draft.subgraphs[number] = Table("SubGraph", tensors=[], inputs=np.zeros(0, np.int32), outputs=np.zeros(0, np.int32), operators=[])
+    run = reachable(draft.subgraphs, operators)
+    if number and 0 in run:
+        raise InputError("cannot cut the model", where=f"subgraph {number}", got="a body that is the model's first subgraph")
+    draft.subgraphs[0] = sliced  # the entry is always subgraph 0; bodies keep their numbers, for operators name them
+    for other in range(1, len(draft.subgraphs)):
+        if other not in run:
+            draft.subgraphs[other] = Table("SubGraph", tensors=[], inputs=np.zeros(0, np.int32), outputs=np.zeros(0, np.int32), operators=[])
     return draft.finish()
+
+
+def reachable(subgraphs: Sequence[Table], operators: Sequence[Table]) -> set[int]:
+    """The subgraphs that these operators run, directly or through others."""
+    found: set[int] = set()
+    todo = [r for op in operators for r in regions(op)]
+    while todo:
+        number = todo.pop()
+        if number not in found and 0 <= number < len(subgraphs):
+            found.add(number)
+            todo += [r for op in subgraphs[number].operators or () for r in regions(op)]
+    return found
 
 
 def _between(graph: Table, starts: set[int], ends: list[int], model: TfliteModel) -> list[Table]:

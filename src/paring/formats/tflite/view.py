@@ -180,28 +180,33 @@ class _Subgraph:
         )
 
     def control(self, operator: Table, native: str) -> Demands:
-        """Operands of a loop or branch are one value under several names, inside and outside."""
+        """Values that a loop or branch carries: one under several names, inside and outside; only real ones are tied."""
         graphs = self.model.subgraphs
-        ins, outs = _list(operator.inputs), _list(operator.outputs)
-        inner = regions(operator)
-        groups: list[list[TensorId]] = []
-        if native == "WHILE":
-            cond, body = inner
-            for i, (a, b) in enumerate(zip(ins, outs, strict=False)):
-                group = [(self.number, a), (self.number, b), (cond, _list(graphs[cond].inputs)[i])]
-                groups.append([*group, (body, _list(graphs[body].inputs)[i]), (body, _list(graphs[body].outputs)[i])])
-            data = tuple(range(len(ins)))
+        ins, outs, inner = _list(operator.inputs), _list(operator.outputs), regions(operator)
+        taken, given = ([_list(getattr(graphs[r], side)) for r in inner] for side in ("inputs", "outputs"))
+        first = int(native == "IF")
+        entering = [[(r, t[i]) for r, t in zip(inner, taken, strict=True)] for i in range(len(ins) - first)]
+        if native == "WHILE":  # what enters may be converted on the way in, so it is not tied
+            leaving = [[(self.number, out), *entering[i], (inner[1], given[1][i])] for i, out in enumerate(outs)]
+            data = results = [i for i, tie in enumerate(leaving) if self.real([(self.number, ins[i]), *tie])]
+            ties = [leaving[i] for i in data]
         else:
-            groups += [[(self.number, a), *((r, _list(graphs[r].inputs)[i]) for r in inner)] for i, a in enumerate(ins[1:])]
-            groups += [[(self.number, b), *((r, _list(graphs[r].outputs)[i]) for r in inner)] for i, b in enumerate(outs)]
-            data = tuple(range(1, len(ins)))
+            entering = [[(self.number, i), *tie] for i, tie in zip(ins[1:], entering, strict=True)]
+            leaving = [[(self.number, o), *((r, g[i]) for r, g in zip(inner, given, strict=True))] for i, o in enumerate(outs)]
+            data = [i + 1 for i, tie in enumerate(entering) if self.real(tie)]
+            results = [i for i, tie in enumerate(leaving) if self.real(tie)]
+            ties = [entering[i - 1] for i in data] + [leaving[i] for i in results]
         return Demands(
-            data=data,
-            results=tuple(range(len(outs))),
+            data=tuple(data),
+            results=tuple(results),
             versions={"float": 1, "int8": 1, "int16": 1},
-            ties=tuple(tuple(g) for g in groups),
+            ties=tuple(tuple(tie) for tie in ties),
             computes=False,
         )
+
+    def real(self, tie: list[TensorId]) -> bool:
+        """True where all names of a value are float32."""
+        return all(type_name(self.model.subgraphs[n].tensors[i]) == "float32" for n, i in tie)
 
 
 def _rows_of(grid: Quantization, start: int, count: int) -> Quantization:

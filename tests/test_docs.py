@@ -1,0 +1,61 @@
+"""Every command in the documentation runs, in order, as a reader would type it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+ELSEWHERE = ("make", "python3", ".venv/bin/pip", ".venv/bin/paring", "pip", "python")
+BLOCK = re.compile(r"^( *)```(console|yaml|python)\n(.*?)^\1```$", re.M | re.S)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    found = []
+    for indent, kind, text in BLOCK.findall(page.read_text(encoding="utf-8")):
+        found.append((kind, "\n".join(line[len(indent) :] for line in text.splitlines())))
+    return found
+
+
+def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from paring.cli import main
+
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        main()
+    except SystemExit as stop:
+        said = capsys.readouterr()
+        assert not stop.code, f"{shlex.join(words)} ended with {stop.code}: {said.err}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+@pytest.mark.timeout(240)
+def test_every_command_of_the_page_runs(page, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for kind, text in blocks(page):
+        if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
+            Path(name[1]).write_text(text, encoding="utf-8")
+        elif kind == "python":
+            subprocess.run([sys.executable, "-c", text], check=True, cwd=tmp_path, capture_output=True)
+        elif kind == "console":
+            for line in text.splitlines():
+                words = shlex.split(line.removeprefix("$ ")) if line.startswith("$ ") else []
+                if words[:1] == ["cd"]:
+                    os.chdir(words[1])
+                elif words[:1] == ["paring"]:
+                    run_command(words, capsys, monkeypatch)
+                elif words:
+                    assert words[0] in ELSEWHERE, f"{page.name}: no test runs {line!r}"
+
+
+def test_make_targets_of_the_readme_exist():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^\$ make (\w+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.M):
+        assert re.search(rf"^{target}:", makefile, re.M)
