@@ -165,9 +165,13 @@ def main() -> int:
             here = [row for row in rows if row["kernels"] == kernels]
             if key[0] == "a":
                 least = min(here, key=lambda row: row["within_one"])
-                figure.at_least(f"{key}, {kernels}: least share within one quantum ({least['network']})", least["within_one"], 0.999)
+                figure.at_least(
+                    f"{key}, {kernels}: least share within one quantum ({least['network']})", least["within_one"], 0.999
+                )
             most = max(here, key=lambda row: row["error_ratio"])
-            figure.at_most(f"{key}, {kernels}: largest error over the converter's ({most['network']})", most["error_ratio"], 1.05)
+            figure.at_most(
+                f"{key}, {kernels}: largest error over the converter's ({most['network']})", most["error_ratio"], 1.05
+            )
             middle = float(np.exp(np.mean([np.log(row["error_ratio"]) for row in here])))
             figure.row("error over the converter's, geometric mean", ranges=key, kernels=kernels, ratio=middle)
     return figure.finish(args.write)

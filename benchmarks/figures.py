@@ -91,7 +91,13 @@ class Figures:
                 "environment": environment(),
                 "tables": self.tables,
                 "bars": [
-                    {"what": b.what, "value": b.value, "bar": b.limit, "sense": "least" if b.least else "most", "met": b.met}
+                    {
+                        "what": b.what,
+                        "value": b.value,
+                        "bar": b.limit,
+                        "sense": "least" if b.least else "most",
+                        "met": b.met,
+                    }
                     for b in self.bars
                 ],
                 "notes": self.notes,
@@ -136,7 +142,9 @@ def _cpu() -> str:
     except OSError:
         return platform.processor()
     found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f in found.get("flags", "").split()]
+    flags = [
+        f for f in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if f in found.get("flags", "").split()
+    ]
     return f"{found.get('model name', platform.processor())} ({' '.join(flags)})"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,18 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return found
 
 
+DEMO = ["paring", "demo", "--keep", "demo"]
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo leaves; pages that begin with it share one run."""
+    folder = tmp_path_factory.mktemp("docs") / "demo"
+    command = "from paring.cli import main; main()"
+    subprocess.run([sys.executable, "-c", command, "demo", "--keep", str(folder)], check=True, capture_output=True)
+    return folder
+
+
 def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     from paring.cli import main
 
@@ -37,7 +50,7 @@ def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 @pytest.mark.timeout(240)
-def test_every_command_of_the_page_runs(page, tmp_path, capsys, monkeypatch):
+def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind, text in blocks(page):
         if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
@@ -49,6 +62,8 @@ def test_every_command_of_the_page_runs(page, tmp_path, capsys, monkeypatch):
                 words = shlex.split(line.removeprefix("$ ")) if line.startswith("$ ") else []
                 if words[:1] == ["cd"]:
                     os.chdir(words[1])
+                elif words == DEMO:
+                    shutil.copytree(demo, "demo")
                 elif words[:1] == ["paring"]:
                     run_command(words, capsys, monkeypatch)
                 elif words:

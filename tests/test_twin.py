@@ -1,4 +1,4 @@
-"""With the converter's ranges our int8 file is its twin: the same integers in the file, the same outputs on both kernels."""
+"""With the converter's ranges our int8 file is its twin: the same integers in the file, the same outputs on both."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NETWORKS = ("ds_cnn", "conv1d", "autoencoder")
 
 @pytest.fixture(scope="module")
 def figures(tensorflow: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The figures of the benchmark on three small networks, from a process of its own: TensorFlow warns as it pleases."""
+    """The benchmark's figures on three small networks, from a process of its own: TensorFlow warns as it pleases."""
     out = tmp_path_factory.mktemp("twin") / "figures.json"
     command = [sys.executable, str(SCRIPT), "--networks", ",".join(NETWORKS), "--write", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

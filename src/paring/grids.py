@@ -8,12 +8,13 @@ one with several (CONCATENATION), and where two grids meet the reader gets a req
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from paring.decision import STATIC, Plan
 from paring.graph import Graph, Op, OpId, Quantization, TensorId
-from paring.plan import STATIC, Plan
+from paring.loops import ties
 
 LEVELS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
 
@@ -58,10 +59,14 @@ def _round_away(value: np.float32) -> float:
 
 @dataclass(frozen=True)
 class Grids:
-    """Solved grids by activation type: what a tensor is written in, and what each operand is read in."""
+    """Solved grids by activation type: what a tensor is written in, and what each operand is read in.
+
+    `carried` holds the one grid of all names of a value that a loop or branch carries: its form at the border of a body.
+    """
 
     written: Mapping[tuple[TensorId, str], Quantization]
     read: Mapping[tuple[OpId, int], Quantization]
+    carried: Mapping[TensorId, Quantization] = field(default_factory=dict)
 
 
 class Propagation:
@@ -73,6 +78,7 @@ class Propagation:
         self.dtype = dtype
         self.ops = [d.op for d in plan.decisions if d.mode == STATIC and d.activations == dtype]
         self.root = _tied(self.ops)
+        self.joined = {self.node(t) for op in self.ops for tie in ties(op) for t in tie if t in op.outputs}
         self.makers: dict[TensorId, list[Op]] = {}
         self.users: dict[TensorId, list[Op]] = {}
         for op in self.ops:
@@ -101,7 +107,11 @@ class Propagation:
 
     def results(self, op: Op) -> list[TensorId]:
         """Real-valued outputs."""
-        return [self.node(op.outputs[i]) for i in op.demands.results] if op.demands else []
+        return [self.node(t) for t in self.made_by(op)]
+
+    def made_by(self, op: Op) -> list[TensorId]:
+        """Real-valued outputs, under their own names."""
+        return [op.outputs[i] for i in op.demands.results] if op.demands else []
 
     def _same(self, op: Op) -> bool:
         return bool(op.demands and op.demands.same)
@@ -122,7 +132,10 @@ class Propagation:
         return sum(op.inputs[i] is not None for i in op.demands.data) if op.demands else 0
 
     def owners(self) -> list[TensorId]:
-        """The tensors whose own range decides; only these need statistics."""
+        """The tensors whose own range decides; only these need statistics.
+
+        What a loop carries, or several branches make, has a range that none of its makers knows.
+        """
         everything = list(dict.fromkeys([*self.users, *self.makers]))
         dropped: set[TensorId] = set()
         for tensor in everything:
@@ -131,11 +144,12 @@ class Propagation:
             for op in self.users.get(tensor, ()):
                 if self._same(op) and self._reals(op) < 2:
                     dropped.update(self.results(op))
-        todo = [t for t in everything if t not in dropped]
+        dropped -= self.joined
+        todo = [t for t in everything if t not in dropped and t not in self.joined]
         visited: set[TensorId] = set()
         while todo:
             for op in self.makers.get(todo.pop(), ()):
-                reached = [t for t in self.operands(op) if t not in visited] if self._same(op) else []
+                reached = [t for t in self.operands(op) if t not in visited | self.joined] if self._same(op) else []
                 visited.update(reached)
                 dropped.update(reached)
                 todo.extend(reached)
@@ -147,6 +161,8 @@ class Propagation:
         for tensor, op in ((t, op) for t in own for op in self.users.get(t, ())):
             if any(self.node(op.inputs[i]) == tensor for i in self._symmetric(op)):  # type: ignore[arg-type]
                 own[tensor] = symmetric(own[tensor])
+        for tensor in self.joined & own.keys() - self.carried.keys():
+            own[tensor] = self._taken_over(tensor, own[tensor])
         grid: dict[TensorId, Quantization] = dict(own)
         made: dict[TensorId, Quantization] = {}
         read: dict[tuple[OpId, int], Quantization] = {}
@@ -165,8 +181,8 @@ class Propagation:
                 continue
             fixed = self._fixed(op)
             if fixed is not None:
-                for tensor in self.results(op):
-                    settle(tensor, fixed)
+                for tensor in self.made_by(op):
+                    settle(self.node(tensor), fixed)
                     made[tensor] = fixed
             if not self._same(op):
                 done.add(op.id)
@@ -183,22 +199,36 @@ class Propagation:
                 read[op.id, index] = got
                 if self.graph.tensors[operand].weight is None:
                     settle(self.node(operand), got)
-            for tensor in self.results(op):
-                settle(tensor, got)
-                if not grid[tensor].same_grid(got):
+            for tensor in self.made_by(op):
+                settle(self.node(tensor), got)
+                if not grid[self.node(tensor)].same_grid(got):
                     made[tensor] = got
         for tensor in self.makers.keys() | self.users.keys():
             if tensor not in grid:  # a ring of same-scale operators that no range reaches
                 grid[tensor] = activation_grid(-1.0, 1.0, self.dtype)
-        written = {(t, self.dtype): made.get(t, g) for t, g in grid.items()}
+        carried = {t: grid[root] for t, root in self.root.items() if root in grid}
+        written = {(t, self.dtype): made.get(t, g) for t, g in {**grid, **carried}.items()}
         for op in self.ops:
-            for index in op.demands.data if op.demands else ():
-                operand = op.inputs[index]
-                if operand is not None and self.graph.tensors[operand].weight is None:
-                    here = grid[self.node(operand)]
+            if op.demands is None:
+                continue
+            for index, tie in zip(op.demands.data, op.demands.ties, strict=False):
+                read[op.id, index] = carried[tie[0]]
+            for index in op.demands.data:
+                tensor = op.inputs[index]
+                if tensor is not None and self.graph.tensors[tensor].weight is None:
+                    here = grid[self.node(tensor)]
                     read.setdefault((op.id, index), symmetric(here) if index in self._symmetric(op) else here)
-        aliases = {(t, self.dtype): written[root, self.dtype] for t, root in self.root.items() if (root, self.dtype) in written}
-        return Grids({**aliases, **written}, read)
+        return Grids(written, read, carried)
+
+    def _taken_over(self, node: TensorId, own: Quantization) -> Quantization:
+        """The fixed grid of a maker inside a body where it holds the whole range about as finely: no requantization."""
+        for op in self.makers.get(node, ()):
+            fixed = self._fixed(op)
+            if fixed is not None:
+                (low, high), (least, most) = _span(own), _span(fixed)
+                if least - own.scale[0] <= low and high <= most + own.scale[0] and most - least <= 2 * (high - low):
+                    return fixed
+        return own
 
     def _shared(
         self, op: Op, own: Mapping[TensorId, Quantization], grid: Mapping[TensorId, Quantization]
@@ -214,6 +244,13 @@ class Propagation:
             if here_in or here_out:
                 return known[(here_in + here_out)[0]]
         return None
+
+
+def _span(grid: Quantization) -> tuple[float, float]:
+    """The real numbers at both ends of a grid."""
+    lowest, highest = LEVELS[grid.dtype]
+    scale, zero = float(grid.scale[0]), int(grid.zero_point[0])
+    return (lowest - zero) * scale, (highest - zero) * scale
 
 
 def _tied(ops: Iterable[Op]) -> dict[TensorId, TensorId]:

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
+from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
+from paring.loops import settle
 from paring.recipe import Recipe
 
-FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY, KEPT, CONSTANT = "float", "static", "dynamic", "weight-only", "kept", "constant"
 _INTEGER = ("int8", "uint8", "int16", "int4")
 DROWNED = 6.0  # dB: below, the median channel of a tensor is mostly rounding noise
 SMALL = 256  # elements: below, scales and tables take as much room as integers save
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What one operator gets.
-
-    Attributes:
-      op: The operator.
-      mode: `static`, `dynamic`, `weight-only`, `float`, `kept` (already quantized) or `constant` (part of a weight).
-      settings: The settings in force, after fallbacks; None for float.
-      form: The row of the operator's versions that applies, e.g. `int8` or `dynamic-int4-block`.
-      reason: Why it is not what the recipe asked for, or which rule asked.
-    """
-
-    op: Op
-    mode: str
-    settings: Quantize | None = None
-    form: str = "float"
-    reason: str = ""
-
-    @property
-    def activations(self) -> str | None:
-        """The integer type of the operator's activations, None where they are float."""
-        return self.settings.activations if self.mode == STATIC and self.settings else None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Decisions for every operator of a graph, in its order."""
-
-    graph: Graph
-    recipe: Recipe
-    decisions: tuple[Decision, ...]
-
-    def by_op(self) -> Mapping[OpId, Decision]:
-        """The decision of each operator."""
-        return {d.op.id: d for d in self.decisions}
-
-    def counts(self) -> Counter[str]:
-        """How many operators each mode has."""
-        return Counter(d.mode for d in self.decisions)
 
 
 def plan(graph: Graph, recipe: Recipe) -> Plan:
@@ -66,8 +25,7 @@ def plan(graph: Graph, recipe: Recipe) -> Plan:
     """
     matched = recipe.match(graph)
     decisions = {op.id: _decide(graph, op, *matched[op.id]) for op in graph.ops}
-    _settle_ties(graph, decisions)
-    _ground_islands(graph, decisions)
+    settle(graph, decisions)
     return Plan(graph, recipe, tuple(decisions[op.id] for op in graph.ops))
 
 
@@ -178,49 +136,12 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
     return Decision(op, WEIGHT_ONLY, settings, "float", reason)
 
 
-def _settle_ties(graph: Graph, decisions: dict[OpId, Decision]) -> None:
-    """Operands of loops and branches go integer only where every operand is float32 and the body's users can follow."""
-    for op in graph.ops:
-        decision = decisions[op.id]
-        if decision.mode == STATIC and op.demands is not None and op.demands.ties:
-            inside = [d for d in decisions.values() if d.op.id[0] != op.id[0] and d.op.id[0] in _scopes(op)]
-            if not any(d.mode == STATIC and d.op.demands and d.op.demands.computes for d in inside):
-                decisions[op.id] = Decision(op, FLOAT, reason="nothing inside it is static")
-
-
-def _scopes(op: Op) -> set[int]:
-    return {tensor[0] for tie in (op.demands.ties if op.demands else ()) for tensor in tie}
-
-
-def _ground_islands(graph: Graph, decisions: dict[OpId, Decision]) -> None:
-    """Moving and reshaping is integer only next to integer computing; alone it would cost two conversions."""
-    touching: dict[TensorId, list[OpId]] = {}
-    for op in graph.ops:
-        if decisions[op.id].mode == STATIC:
-            for tensor in (*op.inputs, *op.outputs, *(t for tie in _ties(op) for t in tie)):
-                if tensor is not None and graph.tensors[tensor].weight is None:
-                    touching.setdefault(tensor, []).append(op.id)
-    ops = {op.id: op for op in graph.ops}
-    reached = {i for i, d in decisions.items() if d.mode == STATIC and d.op.demands and d.op.demands.computes}
-    queue = list(reached)
-    while queue:
-        op = ops[queue.pop()]
-        for tensor in (*op.inputs, *op.outputs, *(t for tie in _ties(op) for t in tie)):
-            for other in touching.get(tensor, ()) if tensor is not None else ():
-                if other not in reached:
-                    reached.add(other)
-                    queue.append(other)
-    for op_id, decision in decisions.items():
-        if decision.mode == STATIC and op_id not in reached:
-            decisions[op_id] = Decision(decision.op, FLOAT, reason="only moves values between float operators")
-
-
 def ground(made: Plan, unreachable: Mapping[OpId, str]) -> Plan:
     """The plan with some operators float: their scales are out of the kernels' reach, by operator the reason."""
     decisions = {
         d.op.id: Decision(d.op, FLOAT, reason=unreachable[d.op.id]) if d.op.id in unreachable else d for d in made.decisions
     }
-    _ground_islands(made.graph, decisions)
+    settle(made.graph, decisions)
     return replace(made, decisions=tuple(decisions[d.op.id] for d in made.decisions))
 
 
@@ -250,7 +171,3 @@ def activation_input(graph: Graph, op: Op) -> TensorId | None:
         return None
     tensor = op.inputs[op.demands.data[0]]
     return tensor if tensor is not None and graph.tensors[tensor].weight is None else None
-
-
-def _ties(op: Op) -> tuple[tuple[TensorId, ...], ...]:
-    return op.demands.ties if op.demands else ()

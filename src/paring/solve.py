@@ -13,11 +13,13 @@ import numpy as np
 from paring.calibration import HISTOGRAM, MOMENTS, RANGE, Statistics, TensorStatistics
 from paring.compress.base import Context, Encoded, Moments, per_input
 from paring.compress.quantize import Quantize
+from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.edits import Edit, Port
 from paring.errors import InputError
 from paring.graph import Graph, Op, OpId, Quantization, Tensor, TensorId, Weight, WeightUse
 from paring.grids import Grids, Propagation, activation_grid
-from paring.plan import DROWNED, DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan, activation_input
+from paring.loops import inner, ties
+from paring.plan import DROWNED, activation_input
 
 CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
 _ASYMMETRIC = (
@@ -53,7 +55,8 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
                 continue
             how = {s.range for op in (*spread.makers.get(node, ()), *spread.users.get(node, ())) if (s := settings[op.id])}
             for tensor in spread.members(node):
-                wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
+                if plan.graph.tensors[tensor].weight is None:
+                    wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
     for decision in plan.decisions:
         source = activation_input(plan.graph, decision.op)
         if source is not None and decision.settings is not None and decision.mode in (STATIC, DYNAMIC, WEIGHT_ONLY):
@@ -154,12 +157,10 @@ class _Solver:
                     shifted = Quantization(grid.scale, grid.zero_point + 128, "uint8")
                     found[tensor] = shifted if wanted == "uint8" else grid
         for decision in self.plan.decisions:
-            if decision.mode == STATIC and decision.activations and decision.op.demands:
-                for tie in decision.op.demands.ties:
-                    for tensor in tie:
-                        grid = grids[decision.activations].written.get((tensor, decision.activations))
-                        if grid is not None and tensor[0] != decision.op.id[0]:
-                            found[tensor] = grid
+            if decision.mode == STATIC and decision.activations:
+                carried = grids[decision.activations].carried
+                names = {t for tie in ties(decision.op) for t in inner(decision.op, tie)}
+                found |= {tensor: carried[tensor] for tensor in names}
         return found
 
     def static(self, decision: Decision, grids: Grids) -> Edit:

@@ -1,0 +1,54 @@
+"""What planning says of each operator: plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from paring.compress.quantize import Quantize
+from paring.graph import Graph, Op, OpId
+from paring.recipe import Recipe
+
+FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY, KEPT, CONSTANT = "float", "static", "dynamic", "weight-only", "kept", "constant"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one operator gets.
+
+    Attributes:
+      op: The operator; of a static loop or branch, its demands hold only the values that become integer.
+      mode: `static`, `dynamic`, `weight-only`, `float`, `kept` (already quantized) or `constant` (part of a weight).
+      settings: The settings in force, after fallbacks; None for float.
+      form: The row of the operator's versions that applies, e.g. `int8` or `dynamic-int4-block`.
+      reason: Why it is not what the recipe asked for, or which rule asked.
+    """
+
+    op: Op
+    mode: str
+    settings: Quantize | None = None
+    form: str = "float"
+    reason: str = ""
+
+    @property
+    def activations(self) -> str | None:
+        """The integer type of the operator's activations, None where they are float."""
+        return self.settings.activations if self.mode == STATIC and self.settings else None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for every operator of a graph, in its order."""
+
+    graph: Graph
+    recipe: Recipe
+    decisions: tuple[Decision, ...]
+
+    def by_op(self) -> Mapping[OpId, Decision]:
+        """The decision of each operator."""
+        return {d.op.id: d for d in self.decisions}
+
+    def counts(self) -> Counter[str]:
+        """How many operators each mode has."""
+        return Counter(d.mode for d in self.decisions)

@@ -1,0 +1,146 @@
+"""Integers that travel: which moving operators, and which values carried by loops and branches, are integer.
+
+Moving and reshaping is integer only next to integer computing; alone it would cost two conversions. A value that a loop or
+branch carries has one type and grid wherever it shows: results, condition and body in, body out. It becomes integer when an
+integer operator inside reads or makes it; else it stays float, and the operators inside convert at the body's border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from paring.decision import FLOAT, STATIC, Decision
+from paring.graph import Graph, Op, OpId, TensorId
+
+Tie: TypeAlias = tuple[TensorId, ...]
+_MOVES = "only moves values between float operators"
+_NOTHING = "nothing inside it is static"
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What is integer or float as one: an operator, or the ties that share a tensor inside some body."""
+
+    members: tuple[tuple[OpId, Tie | None], ...]
+    tensors: frozenset[TensorId]
+    doors: frozenset[TensorId]  # tensors through which integers must come for the node to follow
+    computes: bool
+
+
+def ties(op: Op) -> tuple[Tie, ...]:
+    """The values that a loop or branch carries."""
+    return op.demands.ties if op.demands is not None else ()
+
+
+def inner(op: Op, tie: Tie) -> frozenset[TensorId]:
+    """The names that a carried value has inside the bodies."""
+    return frozenset(tensor for tensor in tie if tensor[0] != op.id[0])
+
+
+def settle(graph: Graph, decisions: dict[OpId, Decision], barred: Mapping[Tie, str] | None = None) -> None:
+    """Makes float, in place, what would travel as integers for nothing.
+
+    Args:
+      graph: The graph.
+      decisions: For every operator of it.
+      barred: Carried values that have to stay float, with the reason.
+    """
+    known = dict(barred or {})
+    nodes = [*_operators(graph, decisions), *_carried(graph, decisions, known)]
+    touching: dict[TensorId, list[_Node]] = {}
+    for node in nodes:
+        for tensor in node.doors:
+            touching.setdefault(tensor, []).append(node)
+    queue = [node for node in nodes if node.computes]
+    reached = {node.members for node in queue}
+    while queue:
+        for tensor in queue.pop().tensors:
+            for other in touching.get(tensor, ()):
+                if other.members not in reached:
+                    reached.add(other.members)
+                    queue.append(other)
+    kept = {member for members in reached for member in members}
+    for op_id, decision in list(decisions.items()):
+        if decision.mode != STATIC:
+            continue
+        if not ties(decision.op):
+            if (op_id, None) not in kept:
+                decisions[op_id] = Decision(decision.op, FLOAT, reason=_MOVES)
+            continue
+        left = [tie for tie in ties(decision.op) if (op_id, tie) in kept]
+        lost = {tie: known.get(tie, _NOTHING) for tie in ties(decision.op) if (op_id, tie) not in kept}
+        decisions[op_id] = _narrowed(graph, decision, left, lost)
+
+
+def _operators(graph: Graph, decisions: Mapping[OpId, Decision]) -> list[_Node]:
+    found = []
+    for op in graph.ops:
+        if decisions[op.id].mode == STATIC and not ties(op):
+            ports = frozenset(t for t in (*op.inputs, *op.outputs) if t is not None and graph.tensors[t].weight is None)
+            found.append(_Node(((op.id, None),), ports, ports, bool(op.demands and op.demands.computes)))
+    return found
+
+
+def _carried(graph: Graph, decisions: Mapping[OpId, Decision], barred: dict[Tie, str]) -> list[_Node]:
+    """One node for all ties that share a tensor inside a body: that tensor has one type, whoever runs the body."""
+    every = [(op, tie) for op in graph.ops for tie in ties(op)]
+    entries = {*graph.inputs, *graph.outputs}
+    groups: dict[TensorId, list[tuple[Op, Tie]]] = {}
+    for op, tie in every:
+        names = inner(op, tie)
+        merged = [(op, tie)]
+        for group in {id(groups[t]): groups[t] for t in names if t in groups}.values():
+            merged += group
+        for tensor in {t for o, other in merged for t in inner(o, other)}:
+            groups[tensor] = merged
+    found = []
+    for group in {id(g): g for g in groups.values()}.values():
+        names = frozenset(t for op, tie in group for t in inner(op, tie))
+        integer = [decisions[op.id].mode == STATIC and tie in ties(decisions[op.id].op) for op, tie in group]
+        why = next((barred[tie] for _, tie in group if tie in barred), "")
+        if not why and names & entries:
+            why = "a body that is an entry of its own keeps its types"
+        if not why and not all(integer) and any(integer):
+            why = "another loop or branch runs the same body in float"
+        if why:
+            barred.update({tie: why for _, tie in group})
+        elif all(integer):
+            outside = frozenset(t for _, tie in group for t in tie) | {t for op, tie in group for t in _entering(op, tie)}
+            found.append(_Node(tuple((op.id, tie) for op, tie in group), outside, names, False))
+    return found
+
+
+def _entering(op: Op, tie: Tie) -> list[TensorId]:
+    """The operator's operand that a tie belongs to."""
+    if op.demands is None:
+        return []
+    found = [op.inputs[i] for i, other in zip(op.demands.data, op.demands.ties, strict=False) if other == tie]
+    return [t for t in found if t is not None]
+
+
+def _narrowed(graph: Graph, decision: Decision, left: list[Tie], lost: Mapping[Tie, str]) -> Decision:
+    """The decision of a loop or branch with only the ties in `left` as integers."""
+    op, demands = decision.op, decision.op.demands
+    assert demands is not None
+    if not lost:
+        return decision
+    why = "; ".join(f"{_name(graph, tie)} stays float: {reason}" for tie, reason in lost.items() if reason != _NOTHING)
+    idle = sum(reason == _NOTHING for reason in lost.values())
+    if not left:
+        return Decision(op, FLOAT, reason=why or _NOTHING)
+    why = "; ".join(filter(None, (decision.reason, why, f"{idle} carried values have no integer use inside" if idle else "")))
+    paired = list(zip(demands.data, demands.ties, strict=False))
+    keep = {tensor for tie in left for tensor in tie}
+    narrow = replace(
+        demands,
+        data=tuple(i for i, tie in paired if tie in left),
+        results=tuple(i for i in demands.results if op.outputs[i] in keep),
+        ties=tuple(tie for tie in demands.ties if tie in left),
+    )
+    return replace(decision, op=replace(op, demands=narrow), reason=why)
+
+
+def _name(graph: Graph, tie: Tie) -> str:
+    return graph.tensors[tie[0]].name
