@@ -62,7 +62,7 @@ def test_npz_is_read_by_name_again_and_again(tmp_path, save):
 def test_stored_files_are_mapped_not_loaded(tmp_path, monkeypatch):
     np.savez(tmp_path / "d.npz", X, other=X.T)
     np.save(tmp_path / "d.npy", np.asfortranarray(X))
-    from paring.arrays import read_npy, read_npz
+    from paring.samples.arrays import read_npy, read_npz
 
     arrays = read_npz(tmp_path / "d.npz")
     mapped = [*arrays.values(), read_npy(tmp_path / "d.npy")]

@@ -34,7 +34,6 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
-import paring.verify  # noqa: F401  (imported before the fork, not after it)
 from paring.demo import model_path
 from paring.errors import ParingError
 from paring.formats.tflite.constants import shape_of, type_name
@@ -44,6 +43,7 @@ from paring.formats.tflite.schema import SCALARS, Field
 from paring.formats.tflite.view import entries
 from paring.optimize import optimize
 from paring.runtime import Limits, Worker
+from paring.verify import PATHS
 
 SECONDS = 30.0
 MEMORY = 2.0
@@ -390,7 +390,7 @@ def _forked(folder: Path, recipe: str, samples: dict[str, np.ndarray] | None, pi
     seconds = time.perf_counter() - started
     peak = [resource.getrusage(who).ru_maxrss << 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     if end == "success":
-        said = _runs(out, samples)
+        said = _runs(out)
         violations += [said] if said else []
     found = {"end": end, "seconds": seconds, "memory": sum(peak), "message": message, "violations": violations}
     os.write(pipe, json.dumps(found).encode())
@@ -412,19 +412,24 @@ def _end_of(error: ParingError) -> str:
     return "check" if {"check.py", "shapes.py", "constants.py", "model.py"} & set(files) else "other"
 
 
-def _runs(path: Path, samples: dict[str, np.ndarray] | None) -> str:
-    """Empty where the written file loads and runs on a sample."""
+def _runs(path: Path) -> str:
+    """Empty where the written file loads and runs on a sample, on a path that users have."""
     from paring.data import feeds
 
     try:
-        model = TfliteModel.open(path)
-        feed = feeds(model, None)[0]
-        with Worker(Limits(60.0)) as worker:
-            worker.load("out", path)
-            worker.run("out", feed.head(1)[0])
+        sample = feeds(TfliteModel.open(path), None)[0].head(1)[0]
     except Exception as error:
-        return f"the output does not run: {type(error).__name__}: {error}"
-    return ""
+        return f"the output is refused: {type(error).__name__}: {error}"
+    said = []
+    for kernels in PATHS:
+        try:
+            with Worker(Limits(60.0)) as worker:
+                worker.load("out", path, kernels=kernels)
+                worker.run("out", sample)
+            return ""
+        except ParingError as error:
+            said.append(f"{kernels}: {error}")
+    return f"the output does not run: {'; '.join(said)}"
 
 
 def _left(folder: Path, success: bool) -> list[str]:

@@ -165,6 +165,11 @@ class Op:
     version: int = 1
     constant: bool = False
 
+    @property
+    def ties(self) -> tuple[tuple[TensorId, ...], ...]:
+        """The values that a loop or branch carries, each with all its names."""
+        return self.demands.ties if self.demands is not None else ()
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -14,7 +14,6 @@ import numpy as np
 
 from paring.decision import STATIC, Plan
 from paring.graph import Graph, Op, OpId, Quantization, TensorId
-from paring.loops import ties
 
 LEVELS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
 
@@ -78,7 +77,7 @@ class Propagation:
         self.dtype = dtype
         self.ops = [d.op for d in plan.decisions if d.mode == STATIC and d.activations == dtype]
         self.root = _tied(self.ops)
-        self.joined = {self.node(t) for op in self.ops for tie in ties(op) for t in tie if t in op.outputs}
+        self.joined = {self.node(t) for op in self.ops for tie in op.ties for t in tie if t in op.outputs}
         self.makers: dict[TensorId, list[Op]] = {}
         self.users: dict[TensorId, list[Op]] = {}
         for op in self.ops:
@@ -211,7 +210,7 @@ class Propagation:
         for op in self.ops:
             if op.demands is None:
                 continue
-            for index, tie in zip(op.demands.data, op.demands.ties, strict=False):
+            for index, tie in zip(op.demands.data, op.ties, strict=False):
                 read[op.id, index] = carried[tie[0]]
             for index in op.demands.data:
                 tensor = op.inputs[index]
@@ -264,7 +263,7 @@ def _tied(ops: Iterable[Op]) -> dict[TensorId, TensorId]:
         return tensor
 
     for op in ops:
-        for tie in op.demands.ties if op.demands else ():
+        for tie in op.ties:
             for other in tie[1:]:
                 parent[find(other)] = find(tie[0])
     return {tensor: find(tensor) for tensor in list(parent)}

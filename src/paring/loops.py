@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from paring.decision import FLOAT, STATIC, Decision
+from paring.calibration import Statistics, TensorStatistics
+from paring.decision import FLOAT, STATIC, Decision, Plan
 from paring.graph import Graph, Op, OpId, TensorId
+from paring.grids import Propagation
 
 Tie: TypeAlias = tuple[TensorId, ...]
+SHARE = 8.0  # a result that uses less of its range than one part in this many has lost three of eight bits
 _MOVES = "only moves values between float operators"
 _NOTHING = "nothing inside it is static"
 
@@ -27,11 +30,6 @@ class _Node:
     tensors: frozenset[TensorId]
     doors: frozenset[TensorId]  # tensors through which integers must come for the node to follow
     computes: bool
-
-
-def ties(op: Op) -> tuple[Tie, ...]:
-    """The values that a loop or branch carries."""
-    return op.demands.ties if op.demands is not None else ()
 
 
 def inner(op: Op, tie: Tie) -> frozenset[TensorId]:
@@ -65,19 +63,19 @@ def settle(graph: Graph, decisions: dict[OpId, Decision], barred: Mapping[Tie, s
     for op_id, decision in list(decisions.items()):
         if decision.mode != STATIC:
             continue
-        if not ties(decision.op):
+        if not decision.op.ties:
             if (op_id, None) not in kept:
                 decisions[op_id] = Decision(decision.op, FLOAT, reason=_MOVES)
             continue
-        left = [tie for tie in ties(decision.op) if (op_id, tie) in kept]
-        lost = {tie: known.get(tie, _NOTHING) for tie in ties(decision.op) if (op_id, tie) not in kept}
+        left = [tie for tie in decision.op.ties if (op_id, tie) in kept]
+        lost = {tie: known.get(tie, _NOTHING) for tie in decision.op.ties if (op_id, tie) not in kept}
         decisions[op_id] = _narrowed(graph, decision, left, lost)
 
 
 def _operators(graph: Graph, decisions: Mapping[OpId, Decision]) -> list[_Node]:
     found = []
     for op in graph.ops:
-        if decisions[op.id].mode == STATIC and not ties(op):
+        if decisions[op.id].mode == STATIC and not op.ties:
             ports = frozenset(t for t in (*op.inputs, *op.outputs) if t is not None and graph.tensors[t].weight is None)
             found.append(_Node(((op.id, None),), ports, ports, bool(op.demands and op.demands.computes)))
     return found
@@ -85,7 +83,7 @@ def _operators(graph: Graph, decisions: Mapping[OpId, Decision]) -> list[_Node]:
 
 def _carried(graph: Graph, decisions: Mapping[OpId, Decision], barred: dict[Tie, str]) -> list[_Node]:
     """One node for all ties that share a tensor inside a body: that tensor has one type, whoever runs the body."""
-    every = [(op, tie) for op in graph.ops for tie in ties(op)]
+    every = [(op, tie) for op in graph.ops for tie in op.ties]
     entries = {*graph.inputs, *graph.outputs}
     groups: dict[TensorId, list[tuple[Op, Tie]]] = {}
     for op, tie in every:
@@ -98,7 +96,7 @@ def _carried(graph: Graph, decisions: Mapping[OpId, Decision], barred: dict[Tie,
     found = []
     for group in {id(g): g for g in groups.values()}.values():
         names = frozenset(t for op, tie in group for t in inner(op, tie))
-        integer = [decisions[op.id].mode == STATIC and tie in ties(decisions[op.id].op) for op, tie in group]
+        integer = [decisions[op.id].mode == STATIC and tie in decisions[op.id].op.ties for op, tie in group]
         why = next((barred[tie] for _, tie in group if tie in barred), "")
         if not why and names & entries:
             why = "a body that is an entry of its own keeps its types"
@@ -144,3 +142,42 @@ def _narrowed(graph: Graph, decision: Decision, left: list[Tie], lost: Mapping[T
 
 def _name(graph: Graph, tie: Tie) -> str:
     return graph.tensors[tie[0]].name
+
+
+def witnessed(made: Plan, statistics: Statistics) -> Plan:
+    """The plan with float inside bodies wherever no sample showed a range, or a carried value cannot share one.
+
+    Tensors of the entries are left alone: samples reach those, or solving says that none do.
+    """
+    graph, entries = made.graph, {0, *(tensor[0] for tensor in made.graph.inputs)}
+    found = {tensor: s for tensor, s in statistics.tensors.items() if s.count}
+    decisions = {d.op.id: d for d in made.decisions}
+    carried = {tie: why for op in graph.ops for tie in op.ties if (why := _unshared(graph, op, tie, found))}
+    settle(graph, decisions, carried)
+    while True:
+        made = replace(made, decisions=tuple(decisions[d.op.id] for d in made.decisions))
+        blind = {}
+        for dtype in ("int8", "int16"):
+            spread = Propagation(made, dtype)
+            for node in spread.owners():
+                names = spread.members(node)
+                if node not in spread.carried and node[0] not in entries and not any(t in found for t in names):
+                    why = statistics.unseen.get(node[0], "no sample reaches it")
+                    blind |= {op.id: why for op in (*spread.makers.get(node, ()), *spread.users.get(node, ()))}
+        if not blind:
+            return made
+        for op_id, why in blind.items():
+            decisions[op_id] = Decision(decisions[op_id].op, FLOAT, reason=why)
+        settle(graph, decisions)
+
+
+def _unshared(graph: Graph, op: Op, tie: Tie, found: Mapping[TensorId, TensorStatistics]) -> str:
+    """Why a carried value has no range that serves all its names; empty where it has one."""
+    names = [t for t in tie if graph.tensors[t].weight is None]
+    unseen = [t for t in names if t not in found]
+    if unseen:
+        return f"no sample reaches {graph.tensors[unseen[0]].name}"
+    spans = [max(found[t].high, 0.0) - min(found[t].low, 0.0) for t in names]
+    if op.native == "WHILE" and spans[0] * SHARE < max(spans):
+        return f"it leaves the loop {max(spans) / max(spans[0], 1e-30):.3g} times smaller than it gets inside"
+    return ""

@@ -19,6 +19,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
+from paring.loops import witnessed
 from paring.plan import DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Plan, ground, plan, refine
 from paring.recipe import Recipe
 from paring.solve import diagnose, requests, solve, unreachable
@@ -159,7 +160,7 @@ def optimize(
     found = _statistics(model, graph, made, given, statistics, chosen, kernels, progress)
     clock.mark("calibrate")
     if found is not None:
-        made = refine(made, found)
+        made = witnessed(refine(made, found), found)
     _check_strict(made, strict)
     solution = solve(made, found)
     while beyond := unreachable(made, solution):

@@ -18,7 +18,7 @@ from paring.edits import Edit, Port
 from paring.errors import InputError
 from paring.graph import Graph, Op, OpId, Quantization, Tensor, TensorId, Weight, WeightUse
 from paring.grids import Grids, Propagation, activation_grid
-from paring.loops import inner, ties
+from paring.loops import inner
 from paring.plan import DROWNED, activation_input
 
 CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
@@ -159,7 +159,7 @@ class _Solver:
         for decision in self.plan.decisions:
             if decision.mode == STATIC and decision.activations:
                 carried = grids[decision.activations].carried
-                names = {t for tie in ties(decision.op) for t in inner(decision.op, tie)}
+                names = {t for tie in decision.op.ties for t in inner(decision.op, tie)}
                 found |= {tensor: carried[tensor] for tensor in names}
         return found
 

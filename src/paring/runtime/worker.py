@@ -11,6 +11,7 @@ import numpy as np
 
 from paring.calibration import TensorStatistics
 from paring.measure.latency import latency
+from paring.runtime.program import Program, ProgramSession
 from paring.runtime.wire import receive, send
 
 _TAKING = ("run", "observe", "time", "load_program", "capture")

@@ -169,8 +169,10 @@ def decode(data: memoryview, root: str, identifier: bytes) -> Table:
     reader = _Reader(data)
     try:
         return reader.table(reader.follow(0, root), root, root)
+    except Malformed:
+        raise
     except (struct.error, ValueError) as error:
-        raise error if isinstance(error, Malformed) else Malformed(str(error)) from error
+        raise Malformed(str(error)) from error
 
 
 class _Writer:

@@ -15,6 +15,7 @@ from paring.errors import InputError
 from paring.formats.tflite import check
 from paring.formats.tflite.flatbuffer import LIMIT, Malformed, Table, decode, encode
 from paring.formats.tflite.schema import ENUMS, NAMES, Field
+from paring.graph import Graph
 
 IDENTIFIER = b"TFL3"
 _PAGE = mmap.PAGESIZE
@@ -91,6 +92,13 @@ class TfliteModel:
     def subgraphs(self) -> list[Table]:
         """The subgraphs; the first is the model's own."""
         return list(self.root.subgraphs or ())
+
+    @property
+    def graph(self) -> Graph:
+        """The view that planning works on."""
+        from paring.formats.tflite.view import view
+
+        return view(self)
 
     def payload(self, buffer: Table) -> np.ndarray | None:
         """The bytes of a Buffer table, inline or behind the flatbuffer (files over 2 GB); None when it has none."""

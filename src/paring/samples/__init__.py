@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from paring import feeds, streams
-from paring.arrays import read_npy, read_npz
 from paring.errors import InputError
-from paring.images import ImageReader, find_images
+from paring.samples import feeds, streams
+from paring.samples.arrays import read_npy, read_npz
+from paring.samples.images import ImageReader, find_images
 
 
 @dataclass(frozen=True)

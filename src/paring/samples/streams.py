@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from paring.errors import InputError, ParingError
-from paring.feeds import Row
+from paring.samples.feeds import Row
 
 _END = object()
 
