@@ -173,8 +173,8 @@ def _chain(net: Net, case: Case, rng: np.random.Generator, samples: int) -> dict
         else:
             shift = np.float32(1.0) if operand.whole else rng.uniform(-0.3, 0.3, operand.shape[-1:]).astype(np.float32)
             values = rng.uniform(operand.low, operand.high, (samples, *operand.shape))
-            values.reshape(-1)[[0, -1]] = operand.low, operand.high
             values = np.rint(values) if operand.whole else values
+            values.reshape(-1)[[0, -1]] = operand.low, operand.high
             data[name] = (values - shift).astype(np.float32)
             source = net.input(operand.shape, "float32", name)
             ids.append(net.then("ADD", [source, net.constant(shift)], operand.shape, ("AddOptions", {}), f"{name}+"))
@@ -278,6 +278,8 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     unrolled = "UnidirectionalSequenceLSTMOptions"
     add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2)], sequenced, options=(unrolled, tanh))
     add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, 6)], (2, steps, 6), options=(unrolled, tanh), variant="projection")
+    add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, 6, extra={17: uniform(-0.3, 0.3, 6)})], (2, steps, 6),
+        options=(unrolled, tanh), variant="projection, bias")  # fmt: skip
     add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, cifg=True)], sequenced, options=(unrolled, tanh), variant="cifg")
     add("UNIDIRECTIONAL_SEQUENCE_LSTM", [Real((steps, 2, features)), *lstm(2)], (steps, 2, units), variant="time major, clipped",
         options=(unrolled, {**tanh, "time_major": True, "cell_clip": 3.0}))  # fmt: skip
@@ -356,9 +358,10 @@ def _cases() -> dict[str, tuple[Case, ...]]:
         options=("UniqueOptions", {"idx_out_type": 2}))  # fmt: skip
     for op in ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"):
         options = "".join(part.capitalize() for part in op.split("_")) + "Options"
-        small = Real(image, -3, 3, whole=True)
+        # Every integer has a code of its own in int8: 32 steps of 1/32 away from the next.
+        small = Real(image, -32767 / 8192, 127 / 32, whole=True)
         add(op, [small, small], (image, "bool"), options=options)
-        add(op, [small, Const(np.array([1.0], np.float32))], (image, "bool"), options=options, variant="constant")
+        add(op, [small, Const(np.array([1.5], np.float32))], (image, "bool"), options=options, variant="constant")
 
     add("RESHAPE", [x, ints(30, 8)], (30, 8), options=("ReshapeOptions", {"new_shape": np.array([30, 8], np.int32)}))
     add("SQUEEZE", [x], (6, 5, 8), options=("SqueezeOptions", {"squeeze_dims": np.array([0], np.int32)}))

@@ -22,10 +22,11 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -288,8 +289,8 @@ class Case:
     kind: str
     model: str
     recipe: str
-    data: bytes = field(repr=False)
     said: str
+    data: bytes = field(repr=False, default=b"")
 
 
 def mutation(seeds: Sequence[Seed], seed: int, number: int) -> Case:
@@ -303,7 +304,7 @@ def mutation(seeds: Sequence[Seed], seed: int, number: int) -> Case:
         model = next((s for s in seeds if kind in s.cells), model)
     data = bytearray(model.data)
     said = MUTATIONS[kind](random, data, model, seeds)
-    return Case(number, kind, model.name, RECIPES[number % len(RECIPES)], bytes(data), said)
+    return Case(number, kind, model.name, RECIPES[number % len(RECIPES)], said, bytes(data))
 
 
 # -- running -------------------------------------------------------------------------------------------------------
@@ -375,6 +376,7 @@ def _forked(folder: Path, recipe: str, samples: dict[str, np.ndarray] | None, pi
     out = folder / "out" / "out.tflite"
     started = time.perf_counter()
     end, message, violations = "success", "", []
+    warnings.simplefilter("error")  # a warning on the terminal is a second line
     try:
         optimize(folder / "in.tflite", recipe, samples if recipe == "int8" else None, output=out)
     except ParingError as error:
@@ -460,7 +462,8 @@ def fuzz(
 
     def one(number: int) -> tuple[Case, Outcome]:
         case = mutation(seeds, seed, number)
-        return case, run(case.data, case.recipe, samples[case.model], intact[case.model, case.recipe].memory)
+        outcome = run(case.data, case.recipe, samples[case.model], intact[case.model, case.recipe].memory)
+        return replace(case, data=b""), outcome
 
     with ThreadPoolExecutor(jobs) as pool:
         yield from pool.map(one, numbers)

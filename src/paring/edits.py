@@ -18,11 +18,13 @@ class Port:
       grid: The integer grid; None for float32.
       encoded: New values, for a constant.
       unpack: The constant is stored as encoded and converted back to float32 before the operator reads it.
+      state: It is a variable of the operator's own, which takes the grid itself: nothing is converted.
     """
 
     grid: Quantization | None = None
     encoded: Encoded | None = None
     unpack: bool = False
+    state: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Edit:
       inputs: Changed inputs by index; the others stay as they are (float32 activations stay float32).
       outputs: Changed outputs by index.
       params: Changed options.
+      inner: Grids of the tensors that only the kernel sees, in its order.
       unfuse: Take the fused activation out into an operator of its own (a kernel is known to ignore it).
     """
 
@@ -45,4 +48,5 @@ class Edit:
     inputs: Mapping[int, Port] = field(default_factory=dict)
     outputs: Mapping[int, Port] = field(default_factory=dict)
     params: Mapping[str, Any] = field(default_factory=dict)
+    inner: tuple[Quantization, ...] = ()
     unfuse: bool = False

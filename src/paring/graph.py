@@ -101,11 +101,31 @@ class WeightUse:
       input: Index among the operator's inputs.
       axis: Channel dimension of per-channel scales; None means one scale for the tensor.
       reduced: Dimensions that are summed over with the input (what GPTQ and bias correction look at).
+      bias: Input index of the bias that is added to their product.
+      meets: The state whose grid they are multiplied with, as an index into `Demands.state`; None for the first of `data`.
+      dtype: Integer type in static forms: int8 (or int4 where a form says so) or int16.
     """
 
     input: int
     axis: int | None
     reduced: tuple[int, ...] = ()
+    bias: int | None = None
+    meets: int | None = None
+    dtype: str = "int8"
+
+
+@dataclass(frozen=True)
+class StateUse:
+    """A tensor that an operator keeps for itself, which needs a grid in static forms.
+
+    Attributes:
+      input: Index among the operator's inputs; None for one that only the kernel sees.
+      grid: What its grid is: `result` (that of the first result), `cell` (int16, the scale a power of two), `range` (int16,
+        from statistics), `hidden` (int8 on [-1, 1] where weights meet it, otherwise as `result`) or `unused` (int16; the kernel wants one and does not look).
+    """
+
+    input: int | None
+    grid: str
 
 
 @dataclass(frozen=True)
@@ -127,7 +147,8 @@ class Demands:
       computes: False for operators that only move, reshape or fill.
       symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the results follow.
       rescale: Ratio of scales within which the kernels are right: (`each`, `product` or `quotient`, low, high).
-      stateful: State tensors need grids of their own.
+      state: What it keeps for itself, in the order the kernel wants it.
+      refuses: Why no static form takes this operator as it is; empty where one may.
       since: Release of the first right runtime, by form, where operator versions do not tell.
     """
 
@@ -142,7 +163,8 @@ class Demands:
     computes: bool = True
     symmetric: tuple[int, ...] = ()
     rescale: tuple[str, float, float] | None = None
-    stateful: bool = False
+    state: tuple[StateUse, ...] = ()
+    refuses: str = ""
     since: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paring.decision import STATIC, Plan
-from paring.graph import Graph, Op, OpId, Quantization, TensorId
+from paring.graph import Graph, Op, OpId, Quantization, TensorId, Weight
 
 LEVELS = {"int8": (-128, 127), "uint8": (0, 255), "int16": (-32767, 32767)}
 
@@ -38,7 +38,9 @@ def activation_grid(low: float, high: float, dtype: str) -> Quantization:
         scale, zero = np.float32(max(-low, high)) / np.float32(highest), 0
     else:
         # The scale in float32, the zero point from the minimum in double: bit for bit the converter's.
-        scale = np.float32(np.float32(high) - np.float32(low)) / np.float32(highest - lowest)
+        span = float(np.float32(high)) - float(np.float32(low))
+        far = span > float(np.finfo(np.float32).max)  # no float32 holds the span, though one holds the scale
+        scale = np.float32(span / (highest - lowest)) if far else np.float32(span) / np.float32(highest - lowest)
         zero = int(np.clip(_round_away(np.float32(lowest - low / float(scale))), lowest, highest))
     return Quantization(np.array([scale], np.float32), np.array([zero], np.int64), dtype)
 
@@ -114,6 +116,11 @@ class Propagation:
 
     def _same(self, op: Op) -> bool:
         return bool(op.demands and op.demands.same)
+
+    def tables(self, tensor: TensorId) -> list[Weight]:
+        """The constants whose codes a tensor takes over as they are."""
+        makers = [op for op in self.makers.get(tensor, ()) if self._same(op)]
+        return [t.weight for op in makers for _, t in self.graph.weights_of(op) if t.weight is not None]
 
     def _symmetric(self, op: Op) -> tuple[int, ...]:
         """Inputs that need zero point 0."""

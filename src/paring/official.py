@@ -18,6 +18,8 @@ def recipe_from_official(data: list[Any], where: str) -> Recipe:
     Raises:
       InputError: An algorithm or a configuration that has no counterpart here; says which.
     """
+    if not data:
+        raise InputError("bad recipe", where=where, expected="a list of rules", got="an empty list")
     rules = []
     for number, entry in enumerate(data, 1):
         place = f"{where}, entry {number}"
@@ -28,13 +30,26 @@ def recipe_from_official(data: list[Any], where: str) -> Recipe:
             raise InputError(
                 f"cannot carry over {kind} of {place}", todo="Use `inputs:` and `outputs:` of a paring recipe"
             )
-        rules.append(Rule(_settings(entry, place), name=_regex(entry), kind=kind, optional=kind != "*"))
+        least = _least(entry, place)
+        optional = kind != "*" or least is not None
+        rules.append(Rule(_settings(entry, place), name=_regex(entry), kind=kind, min_size=least, optional=optional))
     return Recipe(tuple(rules), name="official", source=where)
 
 
 def _regex(entry: Mapping[str, Any]) -> str | None:
     pattern = str(entry.get("regex", ".*"))
     return None if pattern == ".*" else pattern
+
+
+def _least(entry: Mapping[str, Any], place: str) -> int | None:
+    """The number of elements below which weights stay float."""
+    config: Mapping[str, Any] = entry.get("op_config") or {}
+    least = config.get("min_weight_elements") or None
+    if least is not None and config.get("activation_tensor_config"):
+        raise InputError(
+            f"cannot carry over min_weight_elements of {place}", expected="0 with static activations", got=str(least)
+        )
+    return least
 
 
 def _settings(entry: Mapping[str, Any], place: str) -> Quantize | None:

@@ -92,8 +92,8 @@ def _static(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         settings = replace(settings, granularity="channel", block_size=0) if settings.granularity == "block" else settings
     if form not in versions:
         return Decision(op, FLOAT, reason=f"no {wanted.activations} kernel for {op.native}")
-    if op.demands.stateful:
-        return Decision(op, FLOAT, reason="its state would need grids of its own; dynamic-int8 takes it")
+    if op.demands.refuses:
+        return Decision(op, FLOAT, reason=op.demands.refuses)
     return Decision(op, STATIC, settings, form, reason)
 
 
@@ -127,9 +127,11 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         settings = replace(settings, granularity="channel", block_size=0)
     if settings.activations == "dynamic":
         form = f"dynamic-{settings.weights}"
-        if form not in op.demands.versions and settings.weights == "int4" and "dynamic-int8" in op.demands.versions:
+        if form not in op.demands.versions and settings.weights == "int4" and op.demands.versions.keys() & {"dynamic-int8", "codes-int8"}:
             form, settings = "dynamic-int8", replace(settings, weights="int8")
             reason = f"{reason}; no kernel takes int4 weights here, int8 instead"
+        if form == "dynamic-int8" and "codes-int8" in op.demands.versions:
+            form = "codes-int8"
         if form in op.demands.versions:
             return Decision(op, DYNAMIC, settings, form, reason)
         reason = f"{reason}; no fast kernel takes {settings.weights} weights beside float activations: converted back on load"

@@ -29,7 +29,7 @@ ALIASES = {
     "static_wi8_ai16": "int8-int16",
 }
 _RULE_KEYS = ("name", "kind", "min_size", "max_size", "position", "apply", "optional")
-_RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules")
+_RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules", "skip", "only")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Recipe:
         """A recipe from YAML or JSON text; also the official quantizer's JSON list, where its meaning carries over."""
         try:
             data = json.loads(text) if text.lstrip().startswith(("[", "{")) else yaml.safe_load(text)
-        except (yaml.YAMLError, json.JSONDecodeError) as error:
+        except (yaml.YAMLError, json.JSONDecodeError, RecursionError) as error:
             raise InputError("cannot read the recipe", where=where, got=f"text that does not parse: {error}") from error
         if isinstance(data, list):
             from paring.official import recipe_from_official
@@ -154,7 +154,11 @@ class Recipe:
                 raise InputError(
                     "bad recipe", where=f"{where}: {key}", expected=", ".join(IO_TYPES), got=str(data[key])
                 )
-        return cls(
+        patterns = {key: data.get(key, []) for key in ("skip", "only")}
+        for key, value in patterns.items():
+            if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+                raise InputError("bad recipe", where=f"{where}: {key}", expected="a list of patterns", got=repr(value))
+        recipe = cls(
             rules=tuple(_rule(rule, f"{where}, rule {number}") for number, rule in enumerate(rules, 1)),
             name=str(data.get("name", Path(where).stem)),
             description=str(data.get("description", "")),
@@ -162,6 +166,7 @@ class Recipe:
             outputs=data.get("outputs", "float32"),
             source=where,
         )
+        return recipe.restricted(**patterns)
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -172,13 +177,10 @@ class Recipe:
             said = {k: getattr(rule, k) for k in _RULE_KEYS[:5] if getattr(rule, k) is not None}
             said["apply"] = "float" if rule.apply is None else {"quantize": rule.apply.settings()}
             rules.append(said | ({"optional": True} if rule.optional else {}))
-        rules += [{"kind": "*", "name": f"^(?!.*({'|'.join(self.only)}))", "apply": "float"}] if self.only else []
-        for pattern in self.skip:
-            rules += [
-                {**selector, "apply": "float", "optional": True} for selector in ({"name": pattern}, {"kind": pattern})
-            ]
-        border = {k: getattr(self, k) for k in ("inputs", "outputs") if getattr(self, k) != "float32"}
-        return {"version": VERSION, "name": self.name, **border, "rules": rules}
+        own: dict[str, Any] = {"description": self.description} if self.description else {}
+        own |= {k: getattr(self, k) for k in ("inputs", "outputs") if getattr(self, k) != "float32"}
+        own |= {k: list(getattr(self, k)) for k in ("skip", "only") if getattr(self, k)}
+        return {"version": VERSION, "name": self.name, **own, "rules": rules}
 
     def to_yaml(self) -> str:
         """The recipe as a YAML file."""
@@ -223,14 +225,17 @@ class Recipe:
         chosen: dict[tuple[int, int], tuple[Quantize | None, str]] = {}
         for number, rule in enumerate(self.rules, 1):
             hits = [op for op in graph.ops if _matches(rule, op, weighted[op.id], ends)]
-            if not hits and not rule.optional and (rule.name or rule.kind != "*" or rule.position):
-                raise _no_match(f"rule {number} {rule.describe()}", rule, graph)
+            if not hits and not rule.optional and graph.ops:
+                raise _no_match(
+                    f"rule {number} {rule.describe()}", rule.name or "", rule.kind, graph,
+                    "Say `optional: true` in the rule if that is intended",
+                )  # fmt: skip
             for op in hits:
                 chosen[op.id] = (rule.apply, f"rule {number}")
-        for pattern in (*self.only, *self.skip):
-            if not any(_touches(pattern, op) for op in graph.ops):
-                rule = Rule(None, name=pattern)
-                raise _no_match(f"--{'only' if pattern in self.only else 'skip'} {pattern}", rule, graph)
+        for option in ("only", "skip"):
+            for pattern in getattr(self, option):
+                if not any(_touches(pattern, op) for op in graph.ops):
+                    raise _no_match(f"--{option} {pattern}", pattern, pattern, graph)
         for op in graph.ops:
             if any(_touches(p, op) for p in self.skip):
                 chosen[op.id] = (None, "skipped by request")
@@ -245,7 +250,7 @@ def text_of(name: str) -> str:
 
 
 def _touches(pattern: str, op: Op) -> bool:
-    return bool(re.search(pattern, op.name)) or pattern in (op.kind, op.native)
+    return bool(re.search(pattern, op.name)) or bool({op.kind, op.native} & set(pattern.split("|")))
 
 
 def _matches(rule: Rule, op: Op, size: int, ends: Mapping[str, list[tuple[int, int]]]) -> bool:
@@ -259,13 +264,13 @@ def _matches(rule: Rule, op: Op, size: int, ends: Mapping[str, list[tuple[int, i
     )
 
 
-def _no_match(what: str, rule: Rule, graph: Graph) -> InputError:
-    names, kinds = [op.name for op in graph.ops], sorted({op.kind for op in graph.ops})
-    near = difflib.get_close_matches(rule.name or rule.kind, names if rule.name else kinds, 3, 0.3)
+def _no_match(what: str, name: str, kind: str, graph: Graph, todo: str = "") -> InputError:
+    kinds = sorted({op.kind for op in graph.ops})
+    near = difflib.get_close_matches(kind, kinds, 2, 0.6) if kind != "*" else []
+    names = dict.fromkeys(part for op in graph.ops for part in (op.name, *re.split("[/;]", op.name)) if part)
+    near += difflib.get_close_matches(name, names, 2, 0.5) if name else []
     hint = f"Nearest: {', '.join(near)}" if near else f"Kinds in this model: {', '.join(kinds)}"
-    return InputError(
-        f"{what} matches no operator", todo=f"{hint}. Say `optional: true` in the rule if that is intended"
-    )
+    return InputError(f"{what} matches no operator", todo=". ".join(filter(None, (hint, todo))))
 
 
 def _compile(pattern: str) -> None:
@@ -298,7 +303,7 @@ def _rule(data: Any, where: str) -> Rule:
         raise InputError(f"bad {where}", expected=f"at least one selector of {', '.join(_RULE_KEYS[:5])}")
     selectors = {key: data[key] for key in _RULE_KEYS if key in data and key != "apply"}
     for key, kind in (("name", str), ("kind", str), ("min_size", int), ("max_size", int), ("optional", bool)):
-        if key in selectors and not isinstance(selectors[key], kind):
+        if key in selectors and type(selectors[key]) is not kind:
             raise InputError(f"bad {where}", expected=f"{key} of type {kind.__name__}", got=repr(selectors[key]))
     return Rule(apply=_apply(data["apply"], where), **selectors)
 

@@ -27,6 +27,7 @@ _ASYMMETRIC = (
     "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM",
 )  # fmt: skip
 BIAS_MAX = (2**31 - 1) // 2
+CELL = 16.0  # a cell state's magnitude that is always made room for
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,13 @@ class Solution:
       edits: One for each operator that changes.
       borders: Grid of each graph input and output (of loop and branch bodies too) that is integer from now on.
       notes: What had to be given up, by operator name.
+      beyond: Operators that no static kernel can serve, found while solving, with the reason.
     """
 
     edits: tuple[Edit, ...]
     borders: Mapping[TensorId, Quantization] = field(default_factory=dict)
     notes: Mapping[str, str] = field(default_factory=dict)
+    beyond: Mapping[OpId, str] = field(default_factory=dict)
 
 
 def requests(plan: Plan) -> dict[TensorId, set[str]]:
@@ -51,13 +54,17 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
     for dtype in ("int8", "int16"):
         spread = Propagation(plan, dtype)
         for node in spread.owners():
-            if node in spread.carried:
+            if node in spread.carried or spread.tables(node):
                 continue
             how = {s.range for op in (*spread.makers.get(node, ()), *spread.users.get(node, ())) if (s := settings[op.id])}
             for tensor in spread.members(node):
                 if plan.graph.tensors[tensor].weight is None:
                     wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
     for decision in plan.decisions:
+        for use in decision.op.demands.state if decision.op.demands and decision.mode == STATIC else ():
+            tensor = decision.op.inputs[use.input] if use.input is not None and use.grid in ("cell", "range") else None
+            if tensor is not None:
+                wanted.setdefault(tensor, set()).add(RANGE)
         source = activation_input(plan.graph, decision.op)
         if source is not None and decision.settings is not None and decision.mode in (STATIC, DYNAMIC, WEIGHT_ONLY):
             if decision.mode != WEIGHT_ONLY or _wants_moments(decision.settings):
@@ -102,6 +109,7 @@ class _Solver:
         self.plan, self.graph = plan, plan.graph
         self.statistics = statistics.tensors if statistics is not None else {}
         self.notes: dict[str, str] = {}
+        self.beyond: dict[OpId, str] = {}
         self.encoded: dict[tuple[TensorId, Quantize, int | None], Encoded] = {}
 
     def run(self) -> Solution:
@@ -112,7 +120,7 @@ class _Solver:
                 edits.append(self.static(decision, grids[decision.activations]))
             elif decision.mode in (DYNAMIC, WEIGHT_ONLY):
                 edits.append(self.weights_only(decision))
-        return Solution(tuple(edits), self.borders(grids), self.notes)
+        return Solution(tuple(edits), self.borders(grids), self.notes, self.beyond)
 
     # -- activations ---------------------------------------------------------------------------------------------
 
@@ -122,6 +130,9 @@ class _Solver:
         ranges: dict[TensorId, tuple[float, float]] = {}
         for node in spread.owners():
             if node in spread.carried:
+                continue
+            if tables := spread.tables(node):
+                ranges[node] = _span(tables)
                 continue
             found: TensorStatistics | None = None
             for tensor in spread.members(node):
@@ -180,16 +191,68 @@ class _Solver:
         source = op.inputs[op.demands.data[0]] if op.demands.data else None
         first = inputs[op.demands.data[0]].grid if source is not None else None
         scale = first.scale if first is not None else None
-        bias = self.bias(op)
-        for use, stored in self.graph.weights_of(op):
-            encoded = self.weight(decision, use, stored)
-            if bias is not None and encoded.grid is not None and scale is not None:
-                bias_values = bias + self.correction(decision, use, stored, encoded)
-                encoded, port = self.static_bias(encoded, bias_values, float(scale[0]), dtype)
-                inputs[op.demands.bias] = port  # type: ignore[index]
-            inputs[use.input] = Port(encoded.grid, encoded)
         outputs = {i: Port(grids.written[op.outputs[i], dtype]) for i in op.demands.results}
-        return Edit(op.id, decision.form, self.version(decision), inputs, outputs, _params(op, decision.form))
+        state = self.state(op, grids.written[op.outputs[op.demands.results[0]], dtype]) if op.demands.state else []
+        for use, stored in self.graph.weights_of(op):
+            assert stored.weight is not None
+            if op.demands.same:  # a table whose codes are looked up as they are
+                inputs[use.input] = self.operand(stored.weight, outputs[op.demands.results[0]].grid, dtype)
+                continue
+            encoded = self.weight(decision, use, stored) if use.dtype == "int8" else _wide(stored.weight)
+            met = scale if use.meets is None else state[use.meets].scale
+            bias = self.bias(op, use.bias)
+            if bias is not None and use.bias is not None and encoded.grid is not None and met is not None:
+                bias_values = bias + self.correction(decision, use, stored, encoded)
+                encoded, port = self.static_bias(encoded, bias_values, float(met[0]), dtype)
+                inputs[use.bias] = port
+            inputs[use.input] = Port(encoded.grid, encoded)
+        for kept, grid in zip(op.demands.state, state, strict=True):
+            if kept.input is not None:
+                inputs[kept.input] = Port(grid, state=True)
+        inner = tuple(grid for kept, grid in zip(op.demands.state, state, strict=True) if kept.input is None)
+        params = _params(op, decision.form)
+        return Edit(op.id, decision.form, self.version(decision), inputs, outputs, params, inner)
+
+    def state(self, op: Op, result: Quantization) -> list[Quantization]:
+        """Grids of what an operator keeps for itself, in the order of its demands."""
+        assert op.demands is not None
+        found = []
+        for number, use in enumerate(op.demands.state):
+            tensor = op.inputs[use.input] if use.input is not None else None
+            seen = self.statistics.get(tensor) if tensor is not None else None
+            reach = 2 * max(abs(seen.low), abs(seen.high)) if seen is not None and seen.count else None
+            met = [stored.weight for weights, stored in self.graph.weights_of(op) if weights.meets == number and stored.weight]
+            if use.grid == "result" or use.grid == "hidden" and not met:
+                found.append(result)
+            elif use.grid == "hidden":
+                found.append(_symmetric(1 / 127, "int8"))
+            elif use.grid == "unused":
+                found.append(_symmetric(2.0**-12, "int16"))
+            elif use.grid == "cell":
+                found.append(_symmetric(self.cell_scale(op, reach), "int16"))
+            else:
+                scale = (reach or 0.0) / 32767
+                for weight in met:  # the kernel adds the products of several rows in 32 bits
+                    codes = np.abs(_wide(weight).values.astype(np.int64)).sum(axis=1)
+                    added = codes.reshape(self.graph.tensors[op.outputs[0]].shape[-1], -1).sum(axis=1)
+                    scale = max(scale, (reach or 0.0) * float(added.max(initial=0)) / 2**30)
+                if seen is None or not seen.count:
+                    raise InputError(
+                        "no calibration statistics", where=f"the state of {op.name}",
+                        todo="Give data that reaches it (--data), or leave the operator float (--skip)",
+                    )  # fmt: skip
+                found.append(_symmetric(max(scale, 1e-12), "int16"))
+        return found
+
+    def cell_scale(self, op: Op, reach: float | None) -> float:
+        """A power of two: what the kernels shift by. Range to spare costs nothing, for 15 bits are more than they use."""
+        clip = float(op.params.get("cell_clip", 0.0))
+        if reach is None and not clip:
+            self.notes[op.name] = f"its cell state is taken to stay within {CELL:g}: nothing was seen of it"
+        limit = clip if clip > 0 else max(CELL, reach or 0.0)
+        if limit > 64 and clip <= 0:
+            self.beyond[op.id] = f"its cell state reaches {(reach or 0.0) / 2:.3g}, and the kernels keep up to 64"
+        return float(2.0 ** np.clip(np.ceil(np.log2(limit)) - 15, -15, -9))
 
     def operand(self, constant: Weight, grid: Quantization | None, dtype: str) -> Port:
         """A constant at an activation's place: on the operator's shared grid, or on its own range."""
@@ -210,14 +273,18 @@ class _Solver:
                 continue
             encoded = self.weight(decision, use, tensor)
             inputs[use.input] = Port(encoded.grid, encoded, unpack=decision.mode == WEIGHT_ONLY)
-            bias = self.bias(op)
+            bias = self.bias(op, op.demands.bias)
             correction = self.correction(decision, use, tensor, encoded)
             # XNNPACK's dynamic kernels want the bias itself, not one behind DEQUANTIZE.
             if bias is not None and op.demands.bias is not None and (np.any(correction) or self.unpacked_bias(decision)):
                 values = (bias + correction).astype(np.float32)
                 inputs[op.demands.bias] = Port(None, Encoded(values, "float32", None))
         blocks = decision.form == "dynamic-int4-block"
-        return Edit(op.id, decision.form, self.version(decision), inputs, {}, _params(op, decision.form), unfuse=blocks)
+        outputs = {}
+        if decision.form == "codes-int8":  # what is looked up are codes; they are converted behind the operator
+            outputs = {i: Port(inputs[op.demands.weights[0].input].grid) for i in op.demands.results}
+        params = _params(op, decision.form)
+        return Edit(op.id, decision.form, self.version(decision), inputs, outputs, params, unfuse=blocks)
 
     def version(self, decision: Decision) -> int:
         """The version of the form, unless the source's options already ask for a later one."""
@@ -249,8 +316,7 @@ class _Solver:
         found = self.statistics.get(source)
         return None if found is None else found.moments
 
-    def bias(self, op: Op) -> np.ndarray | None:
-        index = op.demands.bias if op.demands else None
+    def bias(self, op: Op, index: int | None) -> np.ndarray | None:
         tensor = op.inputs[index] if index is not None and index < len(op.inputs) else None
         weight = self.graph.tensors[tensor].weight if tensor is not None else None
         return None if weight is None else np.asarray(weight.read(), np.float32)
@@ -302,7 +368,7 @@ class _Solver:
 def unreachable(plan: Plan, solution: Solution) -> dict[OpId, str]:
     """Static operators whose ratio of scales the kernels cannot serve, with the reason: they have to stay float."""
     ops = {d.op.id: d.op for d in plan.decisions}
-    found = {}
+    found = dict(solution.beyond)
     for edit in solution.edits:
         demands = ops[edit.op].demands
         if demands is None or demands.rescale is None or not edit.outputs:
@@ -358,8 +424,27 @@ def _regrid(encoded: Encoded, scale: np.ndarray) -> Encoded:
     grid = encoded.grid
     assert grid is not None
     factor = (grid.scale.astype(np.float64) / scale).reshape([-1 if d == grid.axis else 1 for d in range(encoded.values.ndim)])
-    codes = np.rint(encoded.values * factor).astype(np.int8)
+    codes = np.rint(encoded.values * factor).astype(encoded.values.dtype)
     return Encoded(codes, encoded.form, replace(grid, scale=scale))
+
+
+def _symmetric(scale: float, dtype: str) -> Quantization:
+    return Quantization(np.array([scale], np.float32), np.zeros(1, np.int64), dtype)
+
+
+def _wide(weight: Weight) -> Encoded:
+    """Weights that the kernel wants in int16, one scale for the tensor."""
+    values = np.asarray(weight.read(), np.float32)
+    grid = activation_grid(*_widened(values), "int16")
+    return Encoded(np.rint(values / grid.scale).astype(np.int16), "int16", grid)
+
+
+def _span(tables: list[Weight]) -> tuple[float, float]:
+    """The range of constants: of a whole table, for data shows only the rows it looks up."""
+    spans = [(float(values.min(initial=0.0)), float(values.max(initial=0.0))) for values in (np.asarray(t.read()) for t in tables)]
+    for table in tables:
+        table.release()
+    return min(low for low, _ in spans), max(high for _, high in spans)
 
 
 def _widened(values: np.ndarray) -> tuple[float, float]:

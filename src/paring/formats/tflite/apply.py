@@ -126,7 +126,9 @@ class _Subgraph:
             if index < 0:
                 continue
             port = edit.inputs.get(position) if edit is not None else None
-            if port is not None and port.encoded is not None:
+            if port is not None and port.state:
+                self.retype(index, port.grid)
+            elif port is not None and port.encoded is not None:
                 ids[position] = self.constant(index, port)
             else:
                 ids[position] = self.wanted(index, port.grid if port is not None else self.source_form(index))
@@ -150,14 +152,20 @@ class _Subgraph:
             for name, value in edit.params.items():
                 setattr(operator.builtin_options, name, value)
         for position, port in edit.outputs.items():
-            index = int(operator.outputs[position])
-            table = self.table.tensors[index]
-            assert port.grid is not None
-            table.type = ENUMS["TensorType"][port.grid.dtype.upper()]
-            self.draft.set_grid(self.number, table, port.grid)
-            self.made[index] = port.grid
+            self.retype(int(operator.outputs[position]), port.grid)
+        if edit.inner:
+            scalar, name = Table("Tensor", shape=np.zeros(0, np.int32)), self.table.tensors[int(operator.outputs[0])].name
+            inner = [self.draft.tensor(self.number, scalar, f"{name}/{i}", g.dtype, g) for i, g in enumerate(edit.inner)]
+            operator.intermediates = np.array(inner, np.int32)
         if edit.unfuse:
             self.unfuse(operator)
+
+    def retype(self, index: int, grid: Quantization | None) -> None:
+        assert grid is not None
+        table = self.table.tensors[index]
+        table.type = ENUMS["TensorType"][grid.dtype.upper()]
+        self.draft.set_grid(self.number, table, grid)
+        self.made[index] = grid
 
     def unfuse(self, operator: Table) -> None:
         activation = operator.builtin_options.fused_activation_function if operator.builtin_options is not None else 0

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paring.formats.tflite.flatbuffer import Malformed, Table
+from paring.formats.tflite.operators import TABLE
 from paring.formats.tflite.schema import NAMES
+from paring.formats.tflite.shapes import Shape, Site, check_shapes
 
 if TYPE_CHECKING:
     from paring.formats.tflite.model import TfliteModel
@@ -22,6 +24,11 @@ BITS = {
     "INT4": 4, "UINT4": 4, "INT2": 2, "FLOAT8_E4M3FN": 8, "FLOAT8_E5M2": 8,
 }  # fmt: skip
 MAX_ELEMENTS = 2**40
+MAX_DEPTH = 64  # of loops and branches inside each other
+MAX_EMPTINESS = 4096  # values that one stored value of a sparse tensor may stand for
+VERSION = 3
+_ZERO_POINTS = {"INT8": (-128, 127), "UINT8": (0, 255), "INT16": (-32768, 32767), "UINT16": (0, 65535), "INT4": (-8, 7)}
+_OPTIONS = {"WHILE": "WhileOptions", "IF": "IfOptions", "CALL_ONCE": "CallOnceOptions", "FAKE_QUANT": "FakeQuantOptions"}
 _STRIDES = ("stride_w", "stride_h", "stride_d", "dilation_w_factor", "dilation_h_factor", "dilation_d_factor")
 _REGIONS = (
     "then_subgraph_index", "else_subgraph_index", "cond_subgraph_index", "body_subgraph_index", "init_subgraph_index",
@@ -46,6 +53,8 @@ def regions(operator: Table) -> list[int]:
 def check_model(model: TfliteModel) -> None:
     """Raises Malformed where an index, a size, a stride or the order of operators is impossible."""
     root = model.root
+    if root.version != VERSION:
+        raise Malformed(f"it is of schema version {root.version}, not {VERSION}")
     for what in ("subgraphs", "buffers", "operator_codes"):
         if getattr(root, what) is None and not (what == "operator_codes" and root.subgraphs):
             raise Malformed(f"the model has no {what}")
@@ -67,25 +76,36 @@ def check_model(model: TfliteModel) -> None:
         if signature.subgraph_index >= len(root.subgraphs):
             raise Malformed(f"signature {signature.signature_key} names subgraph {signature.subgraph_index}")
         count = len(root.subgraphs[signature.subgraph_index].tensors or ())
-        for entry in (*(signature.inputs or ()), *(signature.outputs or ())):
-            if entry.tensor_index >= count:
-                raise Malformed(f"signature {signature.signature_key} names tensor {entry.tensor_index} of {count}")
+        for entries in (signature.inputs or (), signature.outputs or ()):
+            if len({entry.name for entry in entries}) < len(entries) or any(entry.name is None for entry in entries):
+                raise Malformed(f"signature {signature.signature_key} has inputs or outputs without a name of their own")
+            for entry in entries:
+                if entry.tensor_index >= count:
+                    raise Malformed(f"signature {signature.signature_key} names tensor {entry.tensor_index} of {count}")
 
 
 def _check_subgraph(model: TfliteModel, subgraph: Table, where: str) -> None:
-    tensors = subgraph.tensors or []
+    tensors = subgraph.tensors
     for index, tensor in enumerate(tensors):
-        _check_tensor(model, tensor, f"tensor {index} ({tensor.name}) of {where}")
+        _check_tensor(model, subgraph, tensor, f"tensor {index} ({tensor.name}) of {where}")
+    inputs = _indices(subgraph.inputs, len(tensors), f"the inputs of {where}")
+    if len(set(inputs)) < len(inputs):
+        raise Malformed(f"{where} takes a tensor as two inputs")
+    # What has a value before any operator runs; the last place stands for an input left out.
     known = np.zeros(len(tensors) + 1, bool)
-    for index in _indices(subgraph.inputs, len(tensors), f"the inputs of {where}"):
-        known[index] = True
-    known[-1] = True
+    known[[*inputs, -1]] = True
+    stored = np.zeros(len(tensors) + 1, bool)
     for index, tensor in enumerate(tensors):
-        known[index] |= tensor.is_variable or bool(tensor.buffer) or tensor.external_buffer > 0
-    for number, operator in enumerate(subgraph.operators or ()):
-        _check_operator(model, operator, len(tensors), known, f"operator {number} of {where}")
+        stored[index] = model.constant(tensor) is not None or tensor.external_buffer > 0
+        known[index] |= stored[index] or tensor.is_variable or _empty_constant(tensor)
+    if stored[inputs].any():
+        raise Malformed(f"{where} takes a constant as an input")
+    made = stored.copy()
+    made[inputs] = True
+    for number, operator in enumerate(subgraph.operators):
+        _check_operator(model, subgraph, operator, known, made, f"operator {number} of {where}")
     for index in _indices(subgraph.outputs, len(tensors), f"the outputs of {where}"):
-        if not known[index] and not _empty_constant(tensors[index]):
+        if not known[index]:
             raise Malformed(f"output {tensors[index].name} of {where} is made by no operator")
 
 
@@ -93,7 +113,7 @@ def _empty_constant(tensor: Table) -> bool:
     return tensor.shape is not None and bool((np.asarray(tensor.shape) == 0).any())
 
 
-def _check_tensor(model: TfliteModel, tensor: Table, where: str) -> None:
+def _check_tensor(model: TfliteModel, subgraph: Table, tensor: Table, where: str) -> None:
     type_name = NAMES["TensorType"].get(tensor.type)
     if type_name is None:
         raise Malformed(f"{where} has the unknown type {tensor.type}")
@@ -108,45 +128,91 @@ def _check_tensor(model: TfliteModel, tensor: Table, where: str) -> None:
     if tensor.buffer >= len(model.root.buffers):
         raise Malformed(f"{where} names buffer {tensor.buffer} of {len(model.root.buffers)}")
     data = model.payload(model.root.buffers[tensor.buffer]) if tensor.buffer else None
-    if tensor.sparsity is None:
-        expected = storage_bytes(type_name, math.prod(shape))
-        if data is not None and expected is not None and data.nbytes != expected:
-            raise Malformed(f"{where} has {data.nbytes} bytes, its shape {shape} and type {type_name} need {expected}")
-    else:
-        _check_sparsity(tensor.sparsity, shape, where)
+    if data is not None and (tensor.is_variable or -1 in shape):
+        raise Malformed(f"{where} is a constant and variable")
+    expected = storage_bytes(type_name, math.prod(shape))
+    if tensor.sparsity is not None:
+        elements = None if data is None or expected is None else data.nbytes * 8 // BITS[type_name]
+        _check_sparsity(tensor.sparsity, shape, elements, where)
+    elif data is not None and expected is not None and data.nbytes != expected:
+        raise Malformed(f"{where} has {data.nbytes} bytes, its shape {shape} and type {type_name} need {expected}")
     if tensor.quantization is not None:
-        _check_quantization(tensor.quantization, shape, where)
+        _check_quantization(tensor.quantization, shape, type_name, where)
+        _check_details(model, subgraph, tensor, shape, where)
 
 
-def _check_quantization(q: Table, shape: list[int], where: str) -> None:
+def _check_quantization(q: Table, shape: list[int], type_name: str, where: str) -> None:
     if q.scale is None or not q.scale.size:
         return
     if not np.isfinite(q.scale).all() or (q.scale < 0).any():
         raise Malformed(f"{where} has a scale that is negative or not finite")
     if q.zero_point is not None and q.zero_point.size not in (0, 1, q.scale.size):
         raise Malformed(f"{where} has {q.scale.size} scales and {q.zero_point.size} zero points")
-    if q.zero_point is not None and q.zero_point.size and np.abs(q.zero_point).max() > 65536:
-        raise Malformed(f"{where} has a zero point out of range")
+    low, high = _ZERO_POINTS.get(type_name, (-65536, 65536))
+    if q.zero_point is not None and q.zero_point.size and not low <= q.zero_point.min() <= q.zero_point.max() <= high:
+        raise Malformed(f"{where} has a zero point out of [{low}, {high}]")
     if q.scale.size > 1:
         axis = q.quantized_dimension
         if not 0 <= axis < len(shape) or shape[axis] != q.scale.size:
             raise Malformed(f"{where} has {q.scale.size} scales along dimension {axis} of shape {shape}")
 
 
-def _check_sparsity(s: Table, shape: list[int], where: str) -> None:
+def _check_details(model: TfliteModel, subgraph: Table, tensor: Table, shape: list[int], where: str) -> None:
+    """Quantization by blocks: its scales are a tensor of their own."""
+    details = tensor.quantization.details
+    if details is None or details.type_name == "CustomQuantization":
+        return
+    count = len(subgraph.tensors)
+    if not (0 <= details.scales < count and -1 <= details.zero_points < count):
+        raise Malformed(f"{where} has scales in tensor {details.scales} of {count}")
+    if details.type_name != "BlockwiseQuantization":
+        return
+    scales = subgraph.tensors[details.scales]
+    blocks = math.prod([] if scales.shape is None else scales.shape.tolist())
+    if NAMES["TensorType"].get(scales.type) not in ("FLOAT16", "FLOAT32") or scales.sparsity is not None:
+        raise Malformed(f"{where} has scales that are no floats")
+    if details.block_size <= 0 or len(shape) < 2 or blocks * details.block_size != math.prod(shape) or blocks % shape[0]:
+        raise Malformed(f"{where} of shape {shape} has {blocks} scales for blocks of {details.block_size}")
+
+
+def _check_sparsity(s: Table, shape: list[int], stored: int | None, where: str) -> None:
+    """Walks the levels as unpacking will, counting values, so that unpacking need not fear what it reads."""
     order = [] if s.traversal_order is None else s.traversal_order.tolist()
     blocks = [] if s.block_map is None else s.block_map.tolist()
     levels = s.dim_metadata or []
-    if sorted(order) != list(range(len(shape) + len(blocks))) or len(levels) != len(order):
+    if sorted(order) != list(range(len(shape) + len(blocks))) or len(levels) != len(order) or min(shape, default=0) < 0:
         raise Malformed(f"{where} has a sparsity description that does not fit its shape {shape}")
     if any(not 0 <= b < len(shape) for b in blocks):
         raise Malformed(f"{where} has a sparse block on a dimension it does not have")
-    for level in levels:
+    extents = dict(enumerate(shape))
+    for position, dimension in enumerate(blocks, len(shape)):
+        block = levels[order.index(position)].dense_size
+        if block <= 0 or extents[dimension] % block:
+            raise Malformed(f"{where} has sparse blocks of {block} in a dimension of {extents[dimension]}")
+        extents[position] = block
+        extents[dimension] //= block
+    count = 1
+    for level, dimension in zip(levels, order, strict=True):
         if level.format == 1:
-            if level.array_segments is None or level.array_indices is None:
-                raise Malformed(f"{where} has a sparse dimension without segments or indices")
-        elif level.dense_size <= 0:
-            raise Malformed(f"{where} has a dense dimension of size {level.dense_size}")
+            count = _check_sparse_level(level, count, extents[dimension], where)
+        elif level.format != 0 or level.dense_size != extents[dimension]:
+            raise Malformed(f"{where} has a dense dimension of size {level.dense_size}, expected {extents[dimension]}")
+        else:
+            count *= extents[dimension]
+    if stored is not None and (count != stored or math.prod(shape) > MAX_EMPTINESS * (stored + 64)):
+        raise Malformed(f"{where} of shape {shape} stores {stored} sparse values, its description names {count}")
+
+
+def _check_sparse_level(level: Table, count: int, extent: int, where: str) -> int:
+    parts = [part.values if part is not None else None for part in (level.array_segments, level.array_indices)]
+    if parts[0] is None or parts[1] is None:
+        raise Malformed(f"{where} has a sparse dimension without segments or indices")
+    segments, indices = (part.astype(np.int64) for part in parts)
+    if len(segments) != count + 1 or segments[0] or segments[-1] != len(indices) or (np.diff(segments) < 0).any():
+        raise Malformed(f"{where} has sparse segments that do not fit its indices")
+    if indices.size and (indices.min() < 0 or indices.max() >= extent):
+        raise Malformed(f"{where} has a sparse index outside its dimension")
+    return len(indices)
 
 
 def _indices(values: np.ndarray | None, count: int, where: str, *, optional: bool = False) -> list[int]:
@@ -157,8 +223,11 @@ def _indices(values: np.ndarray | None, count: int, where: str, *, optional: boo
     return found
 
 
-def _check_operator(model: TfliteModel, operator: Table, count: int, known: np.ndarray, where: str) -> None:
+def _check_operator(
+    model: TfliteModel, subgraph: Table, operator: Table, known: np.ndarray, made: np.ndarray, where: str
+) -> None:
     codes = model.root.operator_codes or []
+    count = len(subgraph.tensors)
     if operator.opcode_index >= len(codes):
         raise Malformed(f"{where} names operator code {operator.opcode_index} of {len(codes)}")
     name = model.native(operator)
@@ -169,8 +238,12 @@ def _check_operator(model: TfliteModel, operator: Table, count: int, known: np.n
         if not known[index]:
             raise Malformed(f"{where} reads tensor {index} before anything makes it")
     for index in _indices(operator.outputs, count, f"the outputs of {where}"):
-        known[index] = True
+        if made[index]:
+            raise Malformed(f"{where} writes tensor {index}, which is an input, a constant or made by another operator")
+        known[index] = made[index] = True
     _indices(operator.intermediates, count, f"the intermediates of {where}", optional=True)
+    if name in TABLE and not (operator.inputs.size and operator.inputs[0] >= 0 and operator.outputs.size):
+        raise Malformed(f"{where} has no input or no output")
     options = operator.builtin_options
     for field in _STRIDES if options is not None else ():
         if field in options.__dict__ and options.__dict__[field] <= 0:
@@ -179,9 +252,39 @@ def _check_operator(model: TfliteModel, operator: Table, count: int, known: np.n
         options.stride_w <= 0 or options.stride_h <= 0
     ):  # fmt: skip
         raise Malformed(f"{where} has a stride of 0")
+    if name in _OPTIONS and (options is None or options.type_name != _OPTIONS[name]):
+        raise Malformed(f"{where} lacks its {_OPTIONS[name]}")
     for region in regions(operator):
         if not (name == "STABLEHLO_COMPOSITE" or 0 <= region < len(model.root.subgraphs)):
             raise Malformed(f"{where} names subgraph {region} of {len(model.root.subgraphs)}")
+    try:
+        check_shapes(_site(model, subgraph, operator), name)
+    except Malformed as error:
+        raise Malformed(f"{where} {error}") from None
+
+
+def _site(model: TfliteModel, subgraph: Table, operator: Table) -> Site:
+    tensors = subgraph.tensors
+    ins, outs = operator.inputs.tolist(), operator.outputs.tolist()
+
+    def shape(index: int) -> Shape | None:
+        if index < 0:
+            return None
+        tensor = tensors[index]
+        given = tensor.shape if tensor.shape_signature is None or not tensor.shape_signature.size else tensor.shape_signature
+        if given is None or not given.size:  # a scalar, or a shape that the file leaves open
+            return () if model.constant(tensor) is not None else None
+        return tuple(given.tolist())
+
+    def constant(port: int) -> list[int] | None:
+        index = ins[port] if port < len(ins) else -1
+        raw = model.constant(tensors[index]) if index >= 0 else None
+        dtype = {"INT32": "<i4", "INT64": "<i8"}.get(NAMES["TensorType"][tensors[index].type]) if index >= 0 else None
+        if raw is None or dtype is None or raw.nbytes > 1024 or tensors[index].sparsity is not None:
+            return None
+        return [int(v) for v in raw.view(dtype)]
+
+    return Site(tuple(shape(i) for i in ins), tuple(shape(i) for i in outs), constant, operator.builtin_options)
 
 
 def _check_control(model: TfliteModel) -> None:
@@ -224,6 +327,8 @@ def _check_recursion(model: TfliteModel) -> None:
     def visit(index: int, path: tuple[int, ...]) -> None:
         if index in path:
             raise Malformed(f"subgraph {index} runs itself")
+        if len(path) > MAX_DEPTH:
+            raise Malformed(f"subgraphs run each other more than {MAX_DEPTH} deep")
         if index not in done:
             for target in calls[index]:
                 visit(target, (*path, index))

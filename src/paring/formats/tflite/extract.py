@@ -62,6 +62,7 @@ def _between(graph: Table, starts: set[int], ends: list[int], model: TfliteModel
     needed, kept = set(ends) - starts, []
     for operator in reversed(graph.operators or []):
         made = {int(i) for i in operator.outputs} if operator.outputs is not None else set()
+        made |= {int(i) for i in operator.inputs if i >= 0 and graph.tensors[i].is_variable} if operator.inputs is not None else set()
         if made & needed or not made:
             kept.append(operator)
             needed -= made

@@ -69,6 +69,7 @@ class TfliteModel:
         try:
             root = decode(data, "Model", IDENTIFIER)
             model = cls(root, data, path, _archive(data))
+            _fill_absent(root)
             _inline_custom_options(model)
             check.check_model(model)
         except Malformed as error:
@@ -170,6 +171,16 @@ class TfliteModel:
             raise InputError("cannot write the model", where=str(path), got=error.strerror or str(error)) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _fill_absent(root: Table) -> None:
+    """Lists that a file may leave out instead of writing them empty."""
+    for subgraph in root.subgraphs or ():
+        subgraph.tensors, subgraph.operators = subgraph.tensors or [], subgraph.operators or []
+        for table in (subgraph, *subgraph.operators):
+            for name in ("inputs", "outputs"):
+                if getattr(table, name) is None:
+                    setattr(table, name, np.zeros(0, np.int32))
 
 
 def _inline_custom_options(model: TfliteModel) -> None:

@@ -25,11 +25,15 @@ class WeightInput:
     """An input that holds weights: `axis` carries the channels, `reduced` are the dimensions summed over.
 
     `axis` None means that every kernel reads one scale for the whole tensor. Negative dimensions count from the last.
+    `bias`, `meets` and `dtype` are those of `paring.graph.WeightUse`; the row's bias belongs to its only weights.
     """
 
     input: int
     axis: int | None
     reduced: tuple[int, ...]
+    bias: int | None = None
+    meets: int | None = None
+    dtype: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -64,14 +68,16 @@ class Row:
       symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the outputs follow.
       versions: Operator version that each form needs; a missing form has no right kernel. Forms: `float`, `int8`,
         `int16` (static activations with int8 weights where there are weights), `dynamic-int8`, `dynamic-int4`,
-        `dynamic-int4-block` (float activations, quantized weights, hybrid kernel), `int8-int4`, `int16-int4` (static
-        with int4 weights).
+        `dynamic-int4-block` (float activations, quantized weights, hybrid kernel), `codes-int8` (what it gives are codes
+        of its weights, converted behind it), `int8-int4`, `int16-int4` (static with int4 weights).
       quanta: How many output quanta a right int8 kernel may differ from the arithmetic.
       quanta16: The same for int16.
       rescale: Limits on the ratio of scales.
       since: TensorFlow release of the first runtime that is right, by form, where older ones take the same version and
         fail or answer wrongly.
-      stateful: True where state and intermediate tensors need grids of their own, which the note describes.
+      state: Grids of what the operator keeps for itself in static forms, as (input or None, rule of `StateUse`).
+      only: Options without which no static kernel is right, by name: the value it takes.
+      without: Inputs that no static kernel is known to take rightly.
       computes: False for operators that only move, reshape or fill.
     """
 
@@ -89,7 +95,9 @@ class Row:
     quanta16: int = 1
     rescale: Rescale | None = None
     since: Mapping[str, str] = field(default_factory=dict)
-    stateful: bool = False
+    state: tuple[tuple[int | None, str], ...] = ()
+    only: Mapping[str, int] = field(default_factory=dict)
+    without: tuple[int, ...] = NONE
     computes: bool = True
     note: str = ""
 
@@ -180,42 +188,46 @@ _WEIGHTED = (
         data=(0,),
         weights=(WeightInput(0, None, ()),),
         same=True,
-        versions=_V(1, 2, 4),
+        versions=_V(1, 2, 4, codes_int8=2),
         computes=False,
-        note="a constant table: gather the codes, then dequantize; int8 in with float out is accepted and garbage",
+        note="int8 in with float out is accepted and garbage",
     ),
 )
 
+# Four gates (input, forget, cell, output): weights of the input at 1, of the output state at 5, biases at 12. The projection at
+# 16 meets the hidden state, the last of what only the kernel sees; the others before it serve layer normalization alone.
+_GATES = (
+    *(WeightInput(1 + gate, None, (1,), bias=12 + gate) for gate in range(4)),
+    *(WeightInput(5 + gate, None, (1,)) for gate in range(4)),
+    WeightInput(16, None, (1,), bias=17, meets=6),
+)
+_LSTM = Row(
+    "LSTM",
+    "lstm_cell",
+    data=(0,),
+    weights=_GATES,
+    versions=_V(1, 3, dynamic_int8=4),
+    quanta=3,
+    state=((18, "result"), (19, "cell"), *((None, "unused"),) * 4, (None, "hidden")),
+    only={"fused_activation_function": 4, "kernel_type": 0, "diagonal_recurrent_tensors": 0},
+    without=(9, 10, 11, 20, 21, 22, 23),
+    note="the kernels are wrong for other cell scales than powers of two in [2**-15, 2**-9], and per channel; peephole "
+    "weights and layer normalization were not measured; the basic kernel (kernel_type 1) has no int8",
+)
+
 _RECURRENT = (
-    Row(
-        "UNIDIRECTIONAL_SEQUENCE_LSTM",
-        "lstm",
-        data=(0,),
-        weights=tuple(WeightInput(port, None, (1,)) for port in (*range(1, 9), 16)),
-        versions=_V(1, 3, dynamic_int8=3),
-        quanta=3,
-        stateful=True,
-        note="int8: cell state int16, its scale a power of two in [2**-15, 2**-9]; five intermediates",
-    ),
-    Row(
-        "LSTM",
-        "lstm_cell",
-        data=(0,),
-        weights=tuple(WeightInput(port, None, (1,)) for port in (*range(1, 9), 16)),
-        versions=_V(1, 3, dynamic_int8=4),
-        quanta=3,
-        stateful=True,
-        note="as UNIDIRECTIONAL_SEQUENCE_LSTM; the basic kernel (version 2) has no int8",
-    ),
+    replace(_LSTM, op="UNIDIRECTIONAL_SEQUENCE_LSTM", kind="lstm", versions=_V(1, 3, dynamic_int8=3)),
+    _LSTM,
     Row(
         "SVDF",
         "svdf",
         data=(0,),
-        weights=(WeightInput(1, None, (1,)), WeightInput(2, None, (1,))),
+        weights=(WeightInput(1, None, (1,)), WeightInput(2, None, (1,), bias=3, meets=0, dtype="int16")),
         bias=3,
         versions=_V(1, 3, dynamic_int8=4),
-        stateful=True,
-        note="int8 needs int16 time weights and state, and a fused RELU: the kernel refuses any other activation",
+        state=((4, "range"),),
+        only={"fused_activation_function": 1},
+        note="the int8 kernel is wrong with int8 time weights, and refuses any other activation when it runs",
     ),
 )
 

@@ -92,24 +92,32 @@ class _Instrument:
         ins = [int(i) for i in operator.inputs]
         result = int(operator.outputs[0])
         integers = [i for i in ins if i >= 0 and type_name(self.tensor(i)) in INTEGER and self.grid(i) is not None]
-        if not integers or len(operator.outputs) != len(range(len(operator.outputs))[row.out] if isinstance(row.out, slice) else row.out):
+        count = range(len(operator.outputs))
+        real = count[row.out] if isinstance(row.out, slice) else row.out
+        grid = self.grid(result) if 0 in real else None
+        kind = type_name(self.tensor(result))
+        if not integers or 0 in real and kind != "float32" and (kind not in ("int8", "int16", "uint8") or grid is None):
             return None
-        grid = self.grid(result)
-        if type_name(self.tensor(result)) not in ("float32", "int8", "int16", "uint8") or (
-            type_name(self.tensor(result)) != "float32" and grid is None
-        ):
-            return None
+        biases = {row.bias, *(w.bias for w in row.weights)}
         weights = {w.input: w for w in row.weights}
-        twin_ins = [self.float_of(i) if i >= 0 and (i in integers or position == row.bias) else i for position, i in enumerate(ins)]
-        twin_outs = [self.draft.tensor(self.number, self.tensor(int(o)), f"{self.tensor(int(o)).name}_twin", "float32", None) for o in operator.outputs]
+        twin_ins = [
+            i if i < 0 else self.own(i) if self.tensor(i).is_variable else self.float_of(i) if i in integers or p in biases else i
+            for p, i in enumerate(ins)
+        ]
+        made = [self.tensor(int(o)) for o in operator.outputs]
+        twin_outs = [
+            self.draft.tensor(self.number, t, f"{t.name}_twin", "float32" if i in real else type_name(t), None)
+            for i, t in enumerate(made)
+        ]
         twin = operator.clone()
         twin.opcode_index = self.draft.code(row.op, row.versions.get("float", 1))
+        twin.intermediates = None
         twin.inputs, twin.outputs = np.array(twin_ins, np.int32), np.array(twin_outs, np.int32)
         if twin.builtin_options is not None and "weights_format" in twin.builtin_options.__dict__:
             twin.builtin_options.weights_format = 0
         self.out.append(twin)
         reach, source = None, -1
-        if grid is None and weights:
+        if grid is None and weights and 0 in real:
             found = next((w for w in row.weights if w.input < len(ins) and ins[w.input] in integers), None)
             if found is None:
                 return None
@@ -135,6 +143,12 @@ class _Instrument:
         codes = np.asarray(weight.read())
         grid = self.grid(index)
         return codes.astype(np.float32) if grid is None else decode(codes, grid)
+
+    def own(self, index: int) -> int:
+        """A float variable for the twin: what an operator keeps for itself it writes to."""
+        place = self.draft.tensor(self.number, self.tensor(index), f"{self.tensor(index).name}_twin", "float32", None)
+        self.tensor(place).is_variable = True
+        return place
 
     def float_of(self, index: int) -> int:
         """The dequantized value of a tensor: a decoded constant, or a DEQUANTIZE behind an activation."""

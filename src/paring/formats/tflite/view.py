@@ -17,8 +17,9 @@ from paring.formats.tflite.constants import (
 )
 from paring.formats.tflite.flatbuffer import Table
 from paring.formats.tflite.model import TfliteModel
-from paring.formats.tflite.operators import TABLE, Row
-from paring.graph import Demands, Graph, Op, Quantization, Tensor, TensorId, Weight, WeightUse
+from paring.formats.tflite.operators import TABLE, Row, WeightInput
+from paring.formats.tflite.schema import FIELDS
+from paring.graph import Demands, Graph, Op, Quantization, StateUse, Tensor, TensorId, Weight, WeightUse
 
 CONTROL = {"WHILE": "while", "IF": "if", "CALL_ONCE": "call_once", "STABLEHLO_COMPOSITE": "composite"}
 
@@ -162,12 +163,20 @@ class _Subgraph:
         weights = [w for w in row.weights if w.input < inputs and ids[w.input] >= 0]
         weights = [w for w in weights if w.input not in ports or self.weights.get(ids[w.input]) is not None]
         taken = {w.input for w in weights} | {row.bias}
+        biased = any(w.bias is not None for w in row.weights)
+
+        def bias(w: WeightInput) -> int | None:
+            port = w.bias if biased else row.bias
+            return port if port is not None and port < inputs and ids[port] >= 0 else None
+
         flipped = operator.builtin_options is not None and bool(operator.builtin_options.__dict__.get("adj_y"))
         results = range(outputs)[row.out] if isinstance(row.out, slice) else row.out
         return Demands(
             data=tuple(i for i in ports if i not in taken and ids[i] >= 0),
             results=tuple(i for i in results if i < outputs),
-            weights=tuple(WeightUse(w.input, w.axis, (-1,) if flipped else w.reduced) for w in weights),
+            weights=tuple(
+                WeightUse(w.input, w.axis, (-1,) if flipped else w.reduced, bias(w), w.meets, w.dtype) for w in weights
+            ),
             bias=row.bias if row.bias is not None and row.bias < inputs and ids[row.bias] >= 0 else None,
             same=row.same,
             fixed=row.fixed,
@@ -175,7 +184,8 @@ class _Subgraph:
             computes=row.computes,
             symmetric=row.symmetric,
             rescale=(row.rescale.of, row.rescale.low, row.rescale.high) if row.rescale is not None else None,
-            stateful=row.stateful,
+            state=tuple(StateUse(port, grid) for port, grid in row.state),
+            refuses=_refusal(row, operator, ids),
             since=row.since,
         )
 
@@ -207,6 +217,17 @@ class _Subgraph:
     def real(self, tie: list[TensorId]) -> bool:
         """True where all names of a value are float32."""
         return all(type_name(self.model.subgraphs[n].tensors[i]) == "float32" for n, i in tie)
+
+
+def _refusal(row: Row, operator: Table, ids: list[int]) -> str:
+    """Why no static form takes an operator with these options and inputs; empty where one may."""
+    options = operator.builtin_options
+    for name, value in row.only.items():
+        if options is not None and name in FIELDS[options.type_name] and (found := int(getattr(options, name))) != value:
+            return f"its int8 kernel is right only where {name} is {value}, not {found}"
+    if any(port < len(ids) and ids[port] >= 0 for port in row.without):
+        return "its peephole or normalization weights have no int8 kernel that is known to be right"
+    return ""
 
 
 def _rows_of(grid: Quantization, start: int, count: int) -> Quantization:
