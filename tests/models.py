@@ -1,7 +1,7 @@
 """Small models on paring's own writer, without TensorFlow: `Net` builds one, `CASES` has one or more for each operator.
 
-A case is one operator with real-valued operands, constants and results. `build` puts it between others: an ADD before every
-real operand and a MUL behind every real result, so that grids have somewhere to come from and somewhere to go.
+A case is one operator with real-valued operands, constants and results. `build` puts it between others: an ADD before
+every real operand and a MUL behind every real result, so that grids have somewhere to come from and somewhere to go.
 """
 
 from __future__ import annotations
@@ -28,14 +28,22 @@ class Net:
     def __init__(self) -> None:
         none = np.zeros(0, np.int32)
         graph = Table("SubGraph", name="main", tensors=[], operators=[], inputs=none, outputs=none)
-        root = Table("Model", version=3, description="test", subgraphs=[graph], operator_codes=[], buffers=[Table("Buffer")])
+        root = Table(
+            "Model", version=3, description="test", subgraphs=[graph], operator_codes=[], buffers=[Table("Buffer")]
+        )
         self.draft = Draft(TfliteModel(root, memoryview(b""), "<test>"))
         self.graph = self.draft.subgraphs[0]
         self.inputs: list[int] = []
         self.outputs: list[int] = []
 
     def tensor(
-        self, shape: Sequence[int], dtype: str = "float32", name: str = "", *, grid: Quantization | None = None, buffer: int = 0
+        self,
+        shape: Sequence[int],
+        dtype: str = "float32",
+        name: str = "",
+        *,
+        grid: Quantization | None = None,
+        buffer: int = 0,
     ) -> int:
         like = Table("Tensor", shape=np.array(shape, np.int32))
         return self.draft.tensor(0, like, name or f"t{len(self.graph.tensors)}", dtype, grid, buffer)
@@ -58,13 +66,20 @@ class Net:
         return index
 
     def op(
-        self, native: str, inputs: Sequence[int], outputs: Sequence[int], options: Options | None = None, version: int = 0
+        self,
+        native: str,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        options: Options | None = None,
+        version: int = 0,
     ) -> None:
         table = Table(options[0], **options[1]) if options is not None else None
         version = version or (TABLE[native].versions["float"] if native in TABLE else 1)
         self.graph.operators.append(self.draft.operator(native, version, list(inputs), list(outputs), table))
 
-    def then(self, native: str, inputs: Sequence[int], shape: Sequence[int], options: Options | None = None, name: str = "") -> int:
+    def then(
+        self, native: str, inputs: Sequence[int], shape: Sequence[int], options: Options | None = None, name: str = ""
+    ) -> int:
         """One operator with one float result -> the result."""
         result = self.tensor(shape, name=name)
         self.op(native, inputs, [result], options)
@@ -82,7 +97,7 @@ class Net:
         return TfliteModel.parse(memoryview(self.draft.finish().to_bytes()), "<test>")
 
 
-# -- cases ---------------------------------------------------------------------------------------------------------------
+# -- cases ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,8 @@ class Case:
     Attributes:
       op: LiteRT's name.
       inputs: Its operands; None for one left out.
-      outputs: Shapes of its results; (shape, dtype) where one carries no real numbers, (shape, grid) where it is stored.
+      outputs: Shapes of its results; (shape, dtype) where one carries no real numbers, (shape, grid)
+        where it is stored.
       variant: What is special about it.
       version: Its version, where it needs another one than the row's float form.
       bare: Its results are the model's: no MUL behind them.
@@ -202,7 +218,13 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     found: dict[str, list[Case]] = {}
 
     def add(
-        op: str, inputs: Sequence[Any], *outputs: Any, options: Any = None, variant: str = "", version: int = 0, bare: bool = False
+        op: str,
+        inputs: Sequence[Any],
+        *outputs: Any,
+        options: Any = None,
+        variant: str = "",
+        version: int = 0,
+        bare: bool = False,
     ) -> None:
         name, fields = options if isinstance(options, tuple) else (options, {})
         found.setdefault(op, []).append(
@@ -226,32 +248,77 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     kernel, bias = normal(16, 3, 3, 8, axis=0), normal(16, size=0.5)
     add("CONV_2D", [x, kernel, bias], wide, options=("Conv2DOptions", conv))
     relu6 = {**conv, "fused_activation_function": 3}
-    add("CONV_2D", [x, normal(32, 1, 1, 8, axis=0), normal(32)], (1, 6, 5, 32), options=("Conv2DOptions", relu6), variant="relu6")
-    add("CONV_2D", [x, normal(16, 3, 3, 4, axis=0), bias], wide, options=("Conv2DOptions", conv), variant="grouped", version=6)
+    add(
+        "CONV_2D",
+        [x, normal(32, 1, 1, 8, axis=0), normal(32)],
+        (1, 6, 5, 32),
+        options=("Conv2DOptions", relu6),
+        variant="relu6",
+    )
+    add(
+        "CONV_2D",
+        [x, normal(16, 3, 3, 4, axis=0), bias],
+        wide,
+        options=("Conv2DOptions", conv),
+        variant="grouped",
+        version=6,
+    )
     depthwise = {**conv, "depth_multiplier": 1}
-    add("DEPTHWISE_CONV_2D", [Real((1, 6, 5, 32)), normal(1, 3, 3, 32, axis=3), normal(32)], (1, 6, 5, 32),
-        options=("DepthwiseConv2DOptions", depthwise))  # fmt: skip
-    add("DEPTHWISE_CONV_2D", [Real(wide), normal(1, 3, 3, 32, axis=3), normal(32)], (1, 6, 5, 32),
-        options=("DepthwiseConv2DOptions", {**depthwise, "depth_multiplier": 2}), variant="multiplier 2")  # fmt: skip
+    add(
+        "DEPTHWISE_CONV_2D",
+        [Real((1, 6, 5, 32)), normal(1, 3, 3, 32, axis=3), normal(32)],
+        (1, 6, 5, 32),
+        options=("DepthwiseConv2DOptions", depthwise),
+    )
+    add(
+        "DEPTHWISE_CONV_2D",
+        [Real(wide), normal(1, 3, 3, 32, axis=3), normal(32)],
+        (1, 6, 5, 32),
+        options=("DepthwiseConv2DOptions", {**depthwise, "depth_multiplier": 2}),
+        variant="multiplier 2",
+    )
     dense = ("FullyConnectedOptions", {})
     add("FULLY_CONNECTED", [Real((3, 256)), normal(16, 256, axis=0), normal(16)], (3, 16), options=dense)
-    add("FULLY_CONNECTED", [Real((3, 64)), normal(16, 64, axis=0)], (3, 16), options=dense, variant="no bias", version=6)
-    add("FULLY_CONNECTED", [Real((3, 64)), normal(16, 64, axis=0), None], (3, 16), options=dense, variant="bias left out", version=6)
-    add("FULLY_CONNECTED", [Real((2, 3, 64)), normal(16, 64, axis=0), normal(16)], (2, 3, 16), variant="keeps dimensions, relu",
-        options=("FullyConnectedOptions", {"keep_num_dims": True, "fused_activation_function": 1}), version=5)  # fmt: skip
+    add(
+        "FULLY_CONNECTED", [Real((3, 64)), normal(16, 64, axis=0)], (3, 16), options=dense, variant="no bias", version=6
+    )
+    add(
+        "FULLY_CONNECTED",
+        [Real((3, 64)), normal(16, 64, axis=0), None],
+        (3, 16),
+        options=dense,
+        variant="bias left out",
+        version=6,
+    )
+    add(
+        "FULLY_CONNECTED",
+        [Real((2, 3, 64)), normal(16, 64, axis=0), normal(16)],
+        (2, 3, 16),
+        variant="keeps dimensions, relu",
+        options=("FullyConnectedOptions", {"keep_num_dims": True, "fused_activation_function": 1}),
+        version=5,
+    )
     stretch = {"stride_w": 2, "stride_h": 2}
     up = (1, 12, 10, 16)
     add("TRANSPOSE_CONV", [ints(up), kernel, x, bias], up, options=("TransposeConvOptions", stretch))
     add("TRANSPOSE_CONV", [ints(up), kernel, x], up, options=("TransposeConvOptions", stretch), variant="no bias")
-    add("TRANSPOSE_CONV", [ints(up), kernel, x, bias], up, variant="relu", version=4,
-        options=("TransposeConvOptions", {**stretch, "fused_activation_function": 1}))  # fmt: skip
+    add(
+        "TRANSPOSE_CONV",
+        [ints(up), kernel, x, bias],
+        up,
+        variant="relu",
+        version=4,
+        options=("TransposeConvOptions", {**stretch, "fused_activation_function": 1}),
+    )
     left = Real((2, 5, 32))
     product = "BatchMatMulOptions"
     add("BATCH_MATMUL", [left, Real((2, 32, 6))], (2, 5, 6), options=product)
     add("BATCH_MATMUL", [left, Real((2, 6, 32))], (2, 5, 6), options=(product, {"adj_y": True}), variant="adj_y")
     add("BATCH_MATMUL", [left, normal(2, 32, 16)], (2, 5, 16), options=product, variant="constant")
     add("BATCH_MATMUL", [left, normal(32, 16)], (2, 5, 16), options=product, variant="constant shared by the batch")
-    add("BATCH_MATMUL", [left, normal(16, 32)], (2, 5, 16), options=(product, {"adj_y": True}), variant="constant adj_y")
+    add(
+        "BATCH_MATMUL", [left, normal(16, 32)], (2, 5, 16), options=(product, {"adj_y": True}), variant="constant adj_y"
+    )
     rows = Given(np.array([3, 0, 5], np.int32))
     add("EMBEDDING_LOOKUP", [rows, normal(16, 32, axis=0)], (3, 32))
     add("GATHER", [normal(16, 32), rows], (3, 32), options="GatherOptions")
@@ -277,34 +344,98 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     tanh = {"fused_activation_function": 4}
     unrolled = "UnidirectionalSequenceLSTMOptions"
     add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2)], sequenced, options=(unrolled, tanh))
-    add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, 6)], (2, steps, 6), options=(unrolled, tanh), variant="projection")
-    add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, 6, extra={17: uniform(-0.3, 0.3, 6)})], (2, steps, 6),
-        options=(unrolled, tanh), variant="projection, bias")  # fmt: skip
-    add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, cifg=True)], sequenced, options=(unrolled, tanh), variant="cifg")
-    add("UNIDIRECTIONAL_SEQUENCE_LSTM", [Real((steps, 2, features)), *lstm(2)], (steps, 2, units), variant="time major, clipped",
-        options=(unrolled, {**tanh, "time_major": True, "cell_clip": 3.0}))  # fmt: skip
-    add("UNIDIRECTIONAL_SEQUENCE_LSTM", [sequence, *lstm(2, extra={k: uniform(-0.3, 0.3, units) for k in (9, 10, 11)})],
-        sequenced, options=(unrolled, tanh), variant="peephole")  # fmt: skip
+    add(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        [sequence, *lstm(2, 6)],
+        (2, steps, 6),
+        options=(unrolled, tanh),
+        variant="projection",
+    )
+    add(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        [sequence, *lstm(2, 6, extra={17: uniform(-0.3, 0.3, 6)})],
+        (2, steps, 6),
+        options=(unrolled, tanh),
+        variant="projection, bias",
+    )
+    add(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        [sequence, *lstm(2, cifg=True)],
+        sequenced,
+        options=(unrolled, tanh),
+        variant="cifg",
+    )
+    add(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        [Real((steps, 2, features)), *lstm(2)],
+        (steps, 2, units),
+        variant="time major, clipped",
+        options=(unrolled, {**tanh, "time_major": True, "cell_clip": 3.0}),
+    )
+    add(
+        "UNIDIRECTIONAL_SEQUENCE_LSTM",
+        [sequence, *lstm(2, extra={k: uniform(-0.3, 0.3, units) for k in (9, 10, 11)})],
+        sequenced,
+        options=(unrolled, tanh),
+        variant="peephole",
+    )
     add("LSTM", [Real((2, features), -1.5, 2.0), *lstm(2)], (2, units), options=("LSTMOptions", tanh))
     rank, memory, filters = 2, 5, 32
     for activation in (1, 0):
-        add("SVDF", [Real((2, 24), -1.5, 2.0), uniform(-0.6, 0.6, filters, 24), uniform(-0.6, 0.6, filters, memory),
-                     uniform(-0.5, 0.5, filters // rank), State((2, filters * memory))], (2, filters // rank),
+        add(
+            "SVDF",
+            [
+                Real((2, 24), -1.5, 2.0),
+                uniform(-0.6, 0.6, filters, 24),
+                uniform(-0.6, 0.6, filters, memory),
+                uniform(-0.5, 0.5, filters // rank),
+                State((2, filters * memory)),
+            ],
+            (2, filters // rank),
             options=("SVDFOptions", {"rank": rank, "fused_activation_function": activation}),
-            variant="" if activation else "linear")  # fmt: skip
+            variant="" if activation else "linear",
+        )
 
     def rnn() -> list[Any]:
-        return [uniform(-0.5, 0.5, units, features), uniform(-0.4, 0.4, units, units), uniform(-0.2, 0.2, units), State((2, units))]
+        return [
+            uniform(-0.5, 0.5, units, features),
+            uniform(-0.4, 0.4, units, units),
+            uniform(-0.2, 0.2, units),
+            State((2, units)),
+        ]
 
     add("RNN", [Real((2, features)), *rnn()], (2, units), options=("RNNOptions", tanh))
     add("UNIDIRECTIONAL_SEQUENCE_RNN", [sequence, *rnn()], sequenced, options=("SequenceRNNOptions", tanh))
-    add("BIDIRECTIONAL_SEQUENCE_RNN", [sequence, *rnn(), *rnn(), None, None, None], (2, steps, 2 * units),
-        options=("BidirectionalSequenceRNNOptions", {**tanh, "merge_outputs": True}))  # fmt: skip
+    add(
+        "BIDIRECTIONAL_SEQUENCE_RNN",
+        [sequence, *rnn(), *rnn(), None, None, None],
+        (2, steps, 2 * units),
+        options=("BidirectionalSequenceRNNOptions", {**tanh, "merge_outputs": True}),
+    )
+    other = Real((2, steps, 6))
+    crossed = [uniform(-0.5, 0.5, units, 6), uniform(-0.5, 0.5, units, 6)]
+    add(
+        "BIDIRECTIONAL_SEQUENCE_RNN",
+        [sequence, *rnn(), *rnn(), other, *crossed],
+        (2, steps, 2 * units),
+        variant="auxiliary",
+        options=("BidirectionalSequenceRNNOptions", {**tanh, "merge_outputs": True}),
+    )
     # Batch 1: the float kernel itself is wrong from the second sample on.
     way = [port for _ in range(2) for port in lstm(1)[:17]]
     states = [State((1, units)) for _ in range(4)]
-    add("BIDIRECTIONAL_SEQUENCE_LSTM", [Real((1, steps, features)), *way, *states, *[None] * 9], (1, steps, 2 * units),
-        options=("BidirectionalSequenceLSTMOptions", {**tanh, "merge_outputs": True, "time_major": False}))  # fmt: skip
+    both = ("BidirectionalSequenceLSTMOptions", {**tanh, "merge_outputs": True, "time_major": False})
+    given = (1, steps, 2 * units)
+    add("BIDIRECTIONAL_SEQUENCE_LSTM", [Real((1, steps, features)), *way, *states, *[None] * 9], given, options=both)
+    peeped = [uniform(-0.3, 0.3, units) if k % 17 in (8, 9, 10) else port for k, port in enumerate(way)]
+    crossed = [uniform(-0.5, 0.5, units, 6) for _ in range(8)]
+    add(
+        "BIDIRECTIONAL_SEQUENCE_LSTM",
+        [Real((1, steps, features)), *peeped, *states, Real((1, steps, 6)), *crossed],
+        given,
+        options=both,
+        variant="peephole, auxiliary",
+    )
 
     one = Real(image, -1.0, 2.0)
     row, positive = uniform(-1, 2, 8), Real(image, 0.5, 3.0)
@@ -312,7 +443,8 @@ def _cases() -> dict[str, tuple[Case, ...]]:
         add(op, [x, one], image, options=name)
         add(op, [x, row], image, options=(name, {"fused_activation_function": 1}), variant="constant, relu")
         add(op, [row, x], image, options=name, variant="constant first")
-    add("DIV", [x, uniform(0.5, 3, 8)], image, options="DivOptions")
+    add("DIV", [x, uniform(1, 2, 8)], image, options="DivOptions")
+    add("DIV", [x, uniform(0.1, 3, 8)], image, options="DivOptions", variant="small divisor")
     add("MINIMUM", [x, one], image, options="MaximumMinimumOptions")
     add("MAXIMUM", [x, one], image, options="MaximumMinimumOptions")
     add("MAXIMUM", [x, row], image, options="MaximumMinimumOptions", variant="constant")
@@ -340,7 +472,13 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("ABS", [x], image, options="AbsOptions")
     add("NEG", [x], image, options="NegOptions")
 
-    for op, operand in (("MEAN", x), ("SUM", x), ("REDUCE_MAX", x), ("REDUCE_MIN", x), ("REDUCE_PROD", Real(image, 0.5, 1.3))):
+    for op, operand in (
+        ("MEAN", x),
+        ("SUM", x),
+        ("REDUCE_MAX", x),
+        ("REDUCE_MIN", x),
+        ("REDUCE_PROD", Real(image, 0.5, 1.3)),
+    ):
         add(op, [operand, ints(1, 2)], (1, 1, 1, 8), options=("ReducerOptions", {"keep_dims": True}))
         if op != "REDUCE_PROD":
             add(op, [operand, ints([3])], (1, 6, 5), options="ReducerOptions", variant="last")
@@ -348,14 +486,25 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     for op in ("AVERAGE_POOL_2D", "MAX_POOL_2D"):
         add(op, [x], (1, 3, 2, 8), options=("Pool2DOptions", pool))
         add(op, [x], (1, 3, 2, 8), options=("Pool2DOptions", {**pool, "fused_activation_function": 3}), variant="relu6")
-    add("RESIZE_BILINEAR", [x, ints(12, 10)], (1, 12, 10, 8), options=("ResizeBilinearOptions", {"half_pixel_centers": True}))
+    add(
+        "RESIZE_BILINEAR",
+        [x, ints(12, 10)],
+        (1, 12, 10, 8),
+        options=("ResizeBilinearOptions", {"half_pixel_centers": True}),
+    )
 
     whole = Real((4, 20), -9, 9, whole=True)
     add("ARG_MAX", [whole, ints(1)], ((4,), "int32"), options=("ArgMaxOptions", {"output_type": 2}))
     add("ARG_MIN", [whole, ints(1)], ((4,), "int32"), options=("ArgMinOptions", {"output_type": 2}))
     add("TOPK_V2", [whole, ints(3)], (4, 3), ((4, 3), "int32"), options="TopKV2Options")
-    add("UNIQUE", [Real((12,), -3, 3, whole=True)], (12,), ((12,), "int32"), bare=True,
-        options=("UniqueOptions", {"idx_out_type": 2}))  # fmt: skip
+    add(
+        "UNIQUE",
+        [Real((12,), -3, 3, whole=True)],
+        (12,),
+        ((12,), "int32"),
+        bare=True,
+        options=("UniqueOptions", {"idx_out_type": 2}),
+    )
     for op in ("EQUAL", "NOT_EQUAL", "GREATER", "GREATER_EQUAL", "LESS", "LESS_EQUAL"):
         options = "".join(part.capitalize() for part in op.split("_")) + "Options"
         # Every integer has a code of its own in int8: 32 steps of 1/32 away from the next.
@@ -368,21 +517,46 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("EXPAND_DIMS", [Real((6, 5, 8)), ints(1)], (6, 1, 5, 8), options="ExpandDimsOptions")
     add("TRANSPOSE", [x, ints(0, 3, 1, 2)], (1, 8, 6, 5), options="TransposeOptions")
     add("CONCATENATION", [x, one], wide, options=("ConcatenationOptions", {"axis": 3}))
-    add("CONCATENATION", [x, uniform(-1, 1, *image)], wide, options=("ConcatenationOptions", {"axis": 3}), variant="constant")
+    add(
+        "CONCATENATION",
+        [x, uniform(-1, 1, *image)],
+        wide,
+        options=("ConcatenationOptions", {"axis": 3}),
+        variant="constant",
+    )
     add("SPLIT", [ints(3), x], (1, 6, 5, 4), (1, 6, 5, 4), options=("SplitOptions", {"num_splits": 2}))
     add("SPLIT_V", [x, ints(3, 5), ints(3)], (1, 6, 5, 3), (1, 6, 5, 5), options=("SplitVOptions", {"num_splits": 2}))
-    add("PACK", [Real((6, 5, 8)), Real((6, 5, 8), -1, 2)], (6, 2, 5, 8), options=("PackOptions", {"values_count": 2, "axis": 1}))
+    add(
+        "PACK",
+        [Real((6, 5, 8)), Real((6, 5, 8), -1, 2)],
+        (6, 2, 5, 8),
+        options=("PackOptions", {"values_count": 2, "axis": 1}),
+    )
     add("UNPACK", [Real((3, 4, 5))], (4, 5), (4, 5), (4, 5), options=("UnpackOptions", {"num": 3, "axis": 0}))
     add("SLICE", [x, ints(0, 1, 1, 2), ints(1, 3, 3, 4)], (1, 3, 3, 4), options="SliceOptions")
-    add("STRIDED_SLICE", [x, ints(0, 1, 1, 2), ints(1, 5, 4, 8), ints(1, 2, 1, 2)], (1, 2, 3, 3), options="StridedSliceOptions")
-    add("DYNAMIC_UPDATE_SLICE", [Real((1, 6, 8)), Real((1, 1, 8), -1, 2), Given(np.array([0, 2, 0], np.int32))], (1, 6, 8),
-        options="DynamicUpdateSliceOptions")  # fmt: skip
+    add(
+        "STRIDED_SLICE",
+        [x, ints(0, 1, 1, 2), ints(1, 5, 4, 8), ints(1, 2, 1, 2)],
+        (1, 2, 3, 3),
+        options="StridedSliceOptions",
+    )
+    add(
+        "DYNAMIC_UPDATE_SLICE",
+        [Real((1, 6, 8)), Real((1, 1, 8), -1, 2), Given(np.array([0, 2, 0], np.int32))],
+        (1, 6, 8),
+        options="DynamicUpdateSliceOptions",
+    )
     add("GATHER_ND", [Real((5, 4, 8)), ints([[1, 2], [0, 3]])], (2, 8), options="GatherNdOptions")
     add("SCATTER_ND", [ints([[1], [3]]), Real((2, 4)), ints(5, 4)], (5, 4), options="ScatterNdOptions")
     add("TILE", [Real((3, 4)), ints(2, 3)], (6, 12), options="TileOptions")
     add("BROADCAST_TO", [Real((1, 5, 1)), ints(4, 5, 3)], (4, 5, 3), options="BroadcastToOptions")
     add("REVERSE_V2", [x, ints([2])], image, options="ReverseV2Options")
-    add("REVERSE_SEQUENCE", [Real((4, 5, 3)), ints(2, 3, 1, 5)], (4, 5, 3), options=("ReverseSequenceOptions", {"seq_dim": 1}))
+    add(
+        "REVERSE_SEQUENCE",
+        [Real((4, 5, 3)), ints(2, 3, 1, 5)],
+        (4, 5, 3),
+        options=("ReverseSequenceOptions", {"seq_dim": 1}),
+    )
     padding = ints([[0, 0], [1, 2], [2, 1], [0, 0]])
     add("PAD", [x, padding], (1, 9, 8, 8), options="PadOptions")
     add("PADV2", [x, padding, uniform(1, 2, 1)], (1, 9, 8, 8), options="PadV2Options")
@@ -398,19 +572,38 @@ def _cases() -> dict[str, tuple[Case, ...]]:
     add("SELECT_V2", [chosen, x, Real((8,), -1, 1)], image, options="SelectV2Options")
     add("SELECT_V2", [chosen, x, uniform(-1, 1, 8)], image, options="SelectV2Options", variant="constant")
     add("FILL", [ints(3, 4), Real(())], (3, 4), options="FillOptions")
-    add("ONE_HOT", [Given(np.array([1, 2, 0], np.int32)), ints(4), Real((1,), 1, 2), uniform(-0.5, 0, 1)], (3, 4),
-        options=("OneHotOptions", {"axis": -1}))  # fmt: skip
-    add("SPARSE_TO_DENSE", [ints([[0, 1], [2, 2]]), ints(3, 4), Real((2,)), Const(np.float32(-0.3))], (3, 4),
-        options="SparseToDenseOptions")  # fmt: skip
+    add(
+        "ONE_HOT",
+        [Given(np.array([1, 2, 0], np.int32)), ints(4), Real((1,), 1, 2), uniform(-0.5, 0, 1)],
+        (3, 4),
+        options=("OneHotOptions", {"axis": -1}),
+    )
+    add(
+        "SPARSE_TO_DENSE",
+        [ints([[0, 1], [2, 2]]), ints(3, 4), Real((2,)), Const(np.float32(-0.3))],
+        (3, 4),
+        options="SparseToDenseOptions",
+    )
     add("MATRIX_DIAG", [Real((3, 4))], (3, 4, 4), options="MatrixDiagOptions")
     add("MATRIX_SET_DIAG", [Real((3, 4, 4)), Real((3, 4), -1, 2)], (3, 4, 4), options="MatrixSetDiagOptions")
     add("DILATE", [Real((4, 4)), ints(2, 2), Const(np.float32(0.1))], (7, 7), options="DilateOptions")
     fields = {"edge_padding_low": [1, 0], "edge_padding_high": [0, 2], "interior_padding": [0, 1]}
-    add("STABLEHLO_PAD", [Real((4, 5)), Const(np.float32(0.1))], (5, 11),
-        options=("StablehloPadOptions", {k: np.array(v, np.int64) for k, v in fields.items()}))  # fmt: skip
+    add(
+        "STABLEHLO_PAD",
+        [Real((4, 5)), Const(np.float32(0.1))],
+        (5, 11),
+        options=("StablehloPadOptions", {k: np.array(v, np.int64) for k, v in fields.items()}),
+    )
     fields = {"offset_dims": [1], "collapsed_slice_dims": [0], "start_index_map": [0], "slice_sizes": [1, 4]}
-    add("STABLEHLO_GATHER", [Real((5, 4)), Given(np.array([[1], [3]], np.int64))], (2, 4),
-        options=("StablehloGatherOptions", {k: np.array(v, np.int64) for k, v in fields.items()} | {"index_vector_dim": 1}))  # fmt: skip
+    add(
+        "STABLEHLO_GATHER",
+        [Real((5, 4)), Given(np.array([[1], [3]], np.int64))],
+        (2, 4),
+        options=(
+            "StablehloGatherOptions",
+            {k: np.array(v, np.int64) for k, v in fields.items()} | {"index_vector_dim": 1},
+        ),
+    )
     add("HASHTABLE_LOOKUP", [Given(np.array([3, 1], np.int32)), ints(1, 2, 3), Real((3, 4))], (2, 4), ((2,), "uint8"))
     add("SHAPE", [x], ((4,), "int32"), options=("ShapeOptions", {"out_type": 2}))
     add("RANK", [x], ((), "int32"), options="RankOptions")

@@ -24,6 +24,7 @@ class Feed:
       samples: What the user gave, or seeded samples.
       outputs: Output names in the subgraph's output order.
       given: False where the samples were made up.
+      signature: Its name, empty for a model without any.
     """
 
     subgraph: int
@@ -31,6 +32,7 @@ class Feed:
     samples: Samples
     outputs: tuple[str, ...]
     given: bool = True
+    signature: str = ""
 
     def __iter__(self) -> Iterator[list[np.ndarray]]:
         for sample in self.samples:
@@ -80,5 +82,5 @@ def feeds(
             )  # fmt: skip
         names = {index: name for name, index in outputs.items()}
         order = tuple(names.get(int(i), f"output{n}") for n, i in enumerate(model.subgraphs[subgraph].outputs))
-        found.append(Feed(subgraph, tuple(wanted), samples, order, data is not None))
+        found.append(Feed(subgraph, tuple(wanted), samples, order, data is not None, key))
     return found

@@ -6,6 +6,9 @@ Every error says `<what failed> for <tensor, layer or file>: expected <X>, got <
 from __future__ import annotations
 
 
+_LONGEST = 1200  # characters of a message
+
+
 class ParingError(Exception):
     """Base of all errors that paring raises on purpose; `exit_code` is what the command line ends with."""
 
@@ -41,7 +44,14 @@ class ParingError(Exception):
         if todo:
             parts += f". {todo}"
         message = parts if parts.endswith((".", "?", "!")) else parts + "."
-        super().__init__(" ".join(message.split()))
+        super().__init__(_one_line(message))
+
+
+def _one_line(message: str) -> str:
+    """Names come from files and may hold anything: one printable line that no terminal obeys, of bounded length."""
+    line = " ".join(message[: 2 * _LONGEST].split())
+    line = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} ... {line[-_LONGEST // 2 :]}"
 
 
 class InputError(ParingError):

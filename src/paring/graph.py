@@ -56,6 +56,7 @@ class Weight:
       stored_bytes: Bytes in the file.
       reader: Gives rows [start, stop) of the first dimension.
       releaser: Lets the system take the pages back that reading brought in.
+      origin: What is stored once and read by several tensors (of several subgraphs, too); None where that is unknown.
     """
 
     shape: tuple[int, ...]
@@ -64,6 +65,7 @@ class Weight:
     stored_bytes: int
     reader: Callable[[int, int], np.ndarray] = field(repr=False, compare=False)
     releaser: Callable[[], None] | None = field(default=None, repr=False, compare=False)
+    origin: int | None = None
 
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows `start` to `stop` of the first dimension (all by default); a scalar comes whole."""
@@ -102,7 +104,7 @@ class WeightUse:
       axis: Channel dimension of per-channel scales; None means one scale for the tensor.
       reduced: Dimensions that are summed over with the input (what GPTQ and bias correction look at).
       bias: Input index of the bias that is added to their product.
-      meets: The state whose grid they are multiplied with, as an index into `Demands.state`; None for the first of `data`.
+      meets: The state whose grid they are multiplied with, an index into `Demands.state`; None for the first of `data`.
       dtype: Integer type in static forms: int8 (or int4 where a form says so) or int16.
     """
 
@@ -120,8 +122,9 @@ class StateUse:
 
     Attributes:
       input: Index among the operator's inputs; None for one that only the kernel sees.
-      grid: What its grid is: `result` (that of the first result), `cell` (int16, the scale a power of two), `range` (int16,
-        from statistics), `hidden` (int8 on [-1, 1] where weights meet it, otherwise as `result`) or `unused` (int16; the kernel wants one and does not look).
+      grid: What its grid is: `result` (that of the first result), `cell` (int16, the scale a power of two), `range`
+        (int16, from statistics), `hidden` (int8 on [-1, 1] where weights meet it, otherwise as `result`) or `unused`
+        (int16; the kernel wants one and does not look).
     """
 
     input: int | None
@@ -148,7 +151,7 @@ class Demands:
       symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the results follow.
       rescale: Ratio of scales within which the kernels are right: (`each`, `product` or `quotient`, low, high).
       state: What it keeps for itself, in the order the kernel wants it.
-      refuses: Why no static form takes this operator as it is; empty where one may.
+      refuses: By form, why it does not take this operator as it is.
       since: Release of the first right runtime, by form, where operator versions do not tell.
     """
 
@@ -164,7 +167,7 @@ class Demands:
     symmetric: tuple[int, ...] = ()
     rescale: tuple[str, float, float] | None = None
     state: tuple[StateUse, ...] = ()
-    refuses: str = ""
+    refuses: Mapping[str, str] = field(default_factory=dict)
     since: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -62,7 +62,7 @@ def _round_away(value: np.float32) -> float:
 class Grids:
     """Solved grids by activation type: what a tensor is written in, and what each operand is read in.
 
-    `carried` holds the one grid of all names of a value that a loop or branch carries: its form at the border of a body.
+    `carried` holds the one grid of all names of a value that a loop or branch carries: its form at a body's border.
     """
 
     written: Mapping[tuple[TensorId, str], Quantization]
@@ -78,7 +78,7 @@ class Propagation:
         self.graph: Graph = plan.graph
         self.dtype = dtype
         self.ops = [d.op for d in plan.decisions if d.mode == STATIC and d.activations == dtype]
-        self.root = _tied(self.ops)
+        self.root = united(self.ops)
         self.joined = {self.node(t) for op in self.ops for tie in op.ties for t in tie if t in op.outputs}
         self.makers: dict[TensorId, list[Op]] = {}
         self.users: dict[TensorId, list[Op]] = {}
@@ -259,7 +259,7 @@ def _span(grid: Quantization) -> tuple[float, float]:
     return (lowest - zero) * scale, (highest - zero) * scale
 
 
-def _tied(ops: Iterable[Op]) -> dict[TensorId, TensorId]:
+def united(ops: Iterable[Op]) -> dict[TensorId, TensorId]:
     """Union-find over the ties of loops and branches: tensor -> representative."""
     parent: dict[TensorId, TensorId] = {}
 

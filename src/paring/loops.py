@@ -1,8 +1,9 @@
 """Integers that travel: which moving operators, and which values carried by loops and branches, are integer.
 
-Moving and reshaping is integer only next to integer computing; alone it would cost two conversions. A value that a loop or
-branch carries has one type and grid wherever it shows: results, condition and body in, body out. It becomes integer when an
-integer operator inside reads or makes it; else it stays float, and the operators inside convert at the body's border.
+Moving and reshaping is integer only next to integer computing; alone it would cost two conversions. A value that a
+loop or branch carries has one type and grid wherever it shows: results, condition and body in, body out. It becomes
+integer when an integer operator inside reads or makes it; else it stays float, and the operators inside convert at the
+body's border.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import TypeAlias
 from paring.calibration import Statistics, TensorStatistics
 from paring.decision import FLOAT, STATIC, Decision, Plan
 from paring.graph import Graph, Op, OpId, TensorId
-from paring.grids import Propagation
+from paring.grids import Propagation, united
 
 Tie: TypeAlias = tuple[TensorId, ...]
 SHARE = 8.0  # a result that uses less of its range than one part in this many has lost three of eight bits
 _MOVES = "only moves values between float operators"
-_NOTHING = "nothing inside it is static"
+_NOTHING = "nothing inside has an integer use for it"
+_STALLS = "it adds up over the iterations of a loop, where 8 bits would lose small steps"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,58 @@ class _Node:
     tensors: frozenset[TensorId]
     doors: frozenset[TensorId]  # tensors through which integers must come for the node to follow
     computes: bool
+
+
+def accumulating(graph: Graph, decisions: Mapping[OpId, Decision]) -> tuple[dict[OpId, str], dict[Tie, str]]:
+    """What 8 bits cannot hold: values that a loop hands on through sums and products alone, and the operators on the way.
+
+    A step below half a quantum rounds to no step at all, so such a value stalls. Weights, tanh or a sigmoid on the way
+    make it anew in each iteration; 16 bits are fine enough.
+
+    Returns:
+      The operators and the carried values that have to stay float, with the reason.
+    """
+    root = united(graph.ops)
+    leads: dict[TensorId, set[TensorId]] = {}
+    steps = []
+    for op in graph.ops:
+        if op.kind == "while":
+            edges = [(t, tie[0]) for tie in op.ties for t in _entering(op, tie)]
+        elif op.demands is not None and not (op.ties or op.demands.weights or op.demands.fixed or op.kind == "matmul"):
+            steps.append(op)
+            edges = [(op.inputs[i], op.outputs[o]) for i in op.demands.data for o in op.demands.results]  # type: ignore[misc]
+        else:
+            continue
+        for a, b in edges:
+            leads.setdefault(root.get(a, a), set()).add(root.get(b, b))
+    circles = {}
+    for loop in graph.ops:
+        if loop.kind == "while" and decisions[loop.id].activations != "int16":
+            for tie in loop.ties:
+                ahead = _reached(root[tie[0]], leads)
+                circles[tie] = {t for t in ahead if root[tie[0]] in _reached(t, leads)}
+    ring = set().union(*circles.values())
+    rounding, grown = {}, set()
+    for op in steps:
+        ends = {root.get(t, t) for t in op.outputs} & ring
+        starts = {root.get(t, t) for i in op.demands.data if (t := op.inputs[i]) is not None} if op.demands else set()
+        if ends and starts & ring and not (op.demands and op.demands.same):
+            grown |= ends
+            if decisions[op.id].activations == "int8":
+                rounding[op.id] = _STALLS
+    return rounding, {tie: _STALLS for tie, circle in circles.items() if circle & grown}
+
+
+def _reached(start: TensorId, leads: Mapping[TensorId, set[TensorId]]) -> set[TensorId]:
+    """All tensors that at least one step leads to."""
+    found: set[TensorId] = set()
+    queue = [start]
+    while queue:
+        for tensor in leads.get(queue.pop(), ()):
+            if tensor not in found:
+                found.add(tensor)
+                queue.append(tensor)
+    return found
 
 
 def inner(op: Op, tie: Tie) -> frozenset[TensorId]:
@@ -105,8 +159,8 @@ def _carried(graph: Graph, decisions: Mapping[OpId, Decision], barred: dict[Tie,
         if why:
             barred.update({tie: why for _, tie in group})
         elif all(integer):
-            outside = frozenset(t for _, tie in group for t in tie) | {t for op, tie in group for t in _entering(op, tie)}
-            found.append(_Node(tuple((op.id, tie) for op, tie in group), outside, names, False))
+            whole = {t for op, tie in group for t in (*tie, *_entering(op, tie))}
+            found.append(_Node(tuple((op.id, tie) for op, tie in group), frozenset(whole), names, False))
     return found
 
 
@@ -124,11 +178,9 @@ def _narrowed(graph: Graph, decision: Decision, left: list[Tie], lost: Mapping[T
     assert demands is not None
     if not lost:
         return decision
-    why = "; ".join(f"{_name(graph, tie)} stays float: {reason}" for tie, reason in lost.items() if reason != _NOTHING)
-    idle = sum(reason == _NOTHING for reason in lost.values())
+    said = [f"{graph.tensors[tie[0]].name} stays float: {why}" for tie, why in lost.items()]
     if not left:
-        return Decision(op, FLOAT, reason=why or _NOTHING)
-    why = "; ".join(filter(None, (decision.reason, why, f"{idle} carried values have no integer use inside" if idle else "")))
+        return Decision(op, FLOAT, reason="; ".join(said))
     paired = list(zip(demands.data, demands.ties, strict=False))
     keep = {tensor for tie in left for tensor in tie}
     narrow = replace(
@@ -137,11 +189,7 @@ def _narrowed(graph: Graph, decision: Decision, left: list[Tie], lost: Mapping[T
         results=tuple(i for i in demands.results if op.outputs[i] in keep),
         ties=tuple(tie for tie in demands.ties if tie in left),
     )
-    return replace(decision, op=replace(op, demands=narrow), reason=why)
-
-
-def _name(graph: Graph, tie: Tie) -> str:
-    return graph.tensors[tie[0]].name
+    return replace(decision, op=replace(op, demands=narrow), reason="; ".join([decision.reason, *said]))
 
 
 def witnessed(made: Plan, statistics: Statistics) -> Plan:

@@ -10,20 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from paring.calibrate import calibrate
-from paring.calibration import Statistics
+from paring.calibration import HISTOGRAM, Statistics
 from paring.data import Feed, feeds
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.formats import load
 from paring.formats.tflite.apply import apply, versions_of
 from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.sink import sink
 from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
 from paring.plan import DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Plan, ground, plan, refine
 from paring.recipe import Recipe
-from paring.solve import diagnose, requests, solve, unreachable
-from paring.verify import Verification, verify
+from paring.solve import Solution, diagnose, requests, solve, unreachable
+from paring.verify import PATHS, Verification, verify
 
 VERSION = "0.1.0"
 
@@ -150,8 +151,13 @@ def optimize(
     """
     clock = _Clock()
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
+    if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:
+        raise InputError(
+            "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",
+            todo="Take a recipe such as int8",
+        )  # fmt: skip
     target = _target(output, overwrite)
-    model = load(source)
+    model = sink(load(source))
     graph = view(model, densify=densify, fold_ranges=chosen.static)
     clock.mark("load")
     made = plan(graph, chosen)
@@ -168,7 +174,7 @@ def optimize(
         _check_strict(made, strict)
         solution = solve(made, found)
     clock.mark("encode")
-    changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model))
+    changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model), _floors(made))
     verification = None
     part = target.with_name(f".{target.name}.{os.getpid()}.part") if target is not None else None
     try:
@@ -178,6 +184,7 @@ def optimize(
             changed = TfliteModel.open(part)
         if verified:
             verification = verify(model, changed, given or feeds(model, None), written_path=part)
+            _check_input(model, verification)
             _judge(verification, max_error)
             clock.mark("verify")
         size = part.stat().st_size if part is not None else len(changed.to_bytes())
@@ -199,7 +206,7 @@ def optimize(
         runtime=oldest_runtime(versions_of(changed.root, changed), _floors(made)),
         samples=found.samples if found is not None else 0,
         seconds=clock.seconds,
-        notes=_notes(model, made, found, given, data),
+        notes=(*_notes(model, made, found, given, data), *_still_float(graph, chosen, solution)),
     )
     return Result(changed, report, made, found)
 
@@ -252,6 +259,12 @@ def _statistics(
         for tensor, name in found.names.items():
             if tensor not in graph.tensors or graph.tensors[tensor].name != name:
                 raise InputError("the statistics are of another model", where=f"tensor {name}")
+        for tensor, parts in wanted.items():
+            if HISTOGRAM in parts and tensor in found.tensors and found.tensors[tensor].histogram is None:
+                raise InputError(
+                    "the statistics keep too little", where=f"tensor {graph.tensors[tensor].name}",
+                    expected="a histogram", got="minimum and maximum", todo="Calibrate with this recipe (--data)",
+                )  # fmt: skip
         return found
     if given is None:
         if made.counts()[STATIC] and needed:
@@ -279,6 +292,17 @@ def _check_strict(made: Plan, strict: bool) -> None:
 
 def _no_reals(made: Plan, inputs: Sequence[TensorId | None]) -> bool:
     return not any(t is not None and made.graph.tensors[t].dtype == "float32" for t in inputs)
+
+
+def _check_input(model: TfliteModel, verification: Verification) -> None:
+    """A source that no path runs is a broken one, unless it asks for an operator that this runtime does not bring."""
+    natives = {model.native(op) for subgraph in model.subgraphs for op in subgraph.operators}
+    if all(path in verification.refused for path in PATHS) and not any(n.startswith("CUSTOM:") for n in natives):
+        raise InputError(
+            "the runtime does not run the input", where=model.path,
+            got="; ".join(f"{path}: {why.rstrip('.')}" for path, why in verification.refused.items()),
+            todo="Is the file complete?" if verification.given else "Is the file complete? If it needs certain inputs, give some (--data)",
+        )  # fmt: skip
 
 
 def _judge(verification: Verification, max_error: float | None) -> None:
@@ -320,6 +344,16 @@ def _notes(model: TfliteModel, made: Plan, found: Statistics | None, given: Any,
     for feed in given or ():
         notes.extend(feed.samples.notes)
     return tuple(dict.fromkeys(notes))
+
+
+def _still_float(graph: Graph, recipe: Recipe, solution: Solution) -> list[str]:
+    """Inputs and outputs that the recipe wants as integers, and whose operators have no integer form."""
+    notes = []
+    for ports, wanted, side in ((graph.inputs, recipe.inputs, "input"), (graph.outputs, recipe.outputs, "output")):
+        for tensor in (graph.tensors[t] for t in ports if wanted != "float32" and t not in solution.borders):
+            if tensor.dtype == "float32":
+                notes.append(f"{side} {tensor.name} stays float32, not {wanted}: what it touches is not {wanted}")
+    return notes
 
 
 __all__ = ["Culprit", "Report", "Result", "Row", "optimize"]

@@ -9,7 +9,7 @@ from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
 from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
-from paring.loops import settle
+from paring.loops import accumulating, settle
 from paring.recipe import Recipe
 
 _INTEGER = ("int8", "uint8", "int16", "int4")
@@ -25,7 +25,9 @@ def plan(graph: Graph, recipe: Recipe) -> Plan:
     """
     matched = recipe.match(graph)
     decisions = {op.id: _decide(graph, op, *matched[op.id]) for op in graph.ops}
-    settle(graph, decisions)
+    rounding, carried = accumulating(graph, decisions)
+    decisions |= {op_id: Decision(decisions[op_id].op, FLOAT, reason=why) for op_id, why in rounding.items()}
+    settle(graph, decisions, carried)
     return Plan(graph, recipe, tuple(decisions[op.id] for op in graph.ops))
 
 
@@ -92,8 +94,8 @@ def _static(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         settings = replace(settings, granularity="channel", block_size=0) if settings.granularity == "block" else settings
     if form not in versions:
         return Decision(op, FLOAT, reason=f"no {wanted.activations} kernel for {op.native}")
-    if op.demands.refuses:
-        return Decision(op, FLOAT, reason=op.demands.refuses)
+    if form in op.demands.refuses:
+        return Decision(op, FLOAT, reason=op.demands.refuses[form])
     return Decision(op, STATIC, settings, form, reason)
 
 
@@ -127,14 +129,16 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         settings = replace(settings, granularity="channel", block_size=0)
     if settings.activations == "dynamic":
         form = f"dynamic-{settings.weights}"
-        if form not in op.demands.versions and settings.weights == "int4" and op.demands.versions.keys() & {"dynamic-int8", "codes-int8"}:
+        fallback = op.demands.versions.keys() & {"dynamic-int8", "codes-int8"}
+        if form not in op.demands.versions and settings.weights == "int4" and fallback:
             form, settings = "dynamic-int8", replace(settings, weights="int8")
             reason = f"{reason}; no kernel takes int4 weights here, int8 instead"
         if form == "dynamic-int8" and "codes-int8" in op.demands.versions:
             form = "codes-int8"
-        if form in op.demands.versions:
+        if form in op.demands.versions and form not in op.demands.refuses:
             return Decision(op, DYNAMIC, settings, form, reason)
-        reason = f"{reason}; no fast kernel takes {settings.weights} weights beside float activations: converted back on load"
+        no_kernel = f"no fast kernel takes {settings.weights} weights beside float activations"
+        reason = f"{reason}; {op.demands.refuses.get(form, no_kernel)}: converted back on load"
     return Decision(op, WEIGHT_ONLY, settings, "float", reason)
 
 

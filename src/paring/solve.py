@@ -62,9 +62,9 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
                     wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
     for decision in plan.decisions:
         for use in decision.op.demands.state if decision.op.demands and decision.mode == STATIC else ():
-            tensor = decision.op.inputs[use.input] if use.input is not None and use.grid in ("cell", "range") else None
-            if tensor is not None:
-                wanted.setdefault(tensor, set()).add(RANGE)
+            kept = decision.op.inputs[use.input] if use.input is not None else None
+            if kept is not None and use.grid in ("cell", "range"):
+                wanted.setdefault(kept, set()).add(RANGE)
         source = activation_input(plan.graph, decision.op)
         if source is not None and decision.settings is not None and decision.mode in (STATIC, DYNAMIC, WEIGHT_ONLY):
             if decision.mode != WEIGHT_ONLY or _wants_moments(decision.settings):
@@ -110,7 +110,7 @@ class _Solver:
         self.statistics = statistics.tensors if statistics is not None else {}
         self.notes: dict[str, str] = {}
         self.beyond: dict[OpId, str] = {}
-        self.encoded: dict[tuple[TensorId, Quantize, int | None], Encoded] = {}
+        self.encoded: dict[tuple[Any, Quantize, int | None], Encoded] = {}
 
     def run(self) -> Solution:
         grids = {dtype: self.grids(dtype) for dtype in ("int8", "int16")}
@@ -221,7 +221,7 @@ class _Solver:
             tensor = op.inputs[use.input] if use.input is not None else None
             seen = self.statistics.get(tensor) if tensor is not None else None
             reach = 2 * max(abs(seen.low), abs(seen.high)) if seen is not None and seen.count else None
-            met = [stored.weight for weights, stored in self.graph.weights_of(op) if weights.meets == number and stored.weight]
+            met = [t.weight for w, t in self.graph.weights_of(op) if w.meets == number and t.weight is not None]
             if use.grid == "result" or use.grid == "hidden" and not met:
                 found.append(result)
             elif use.grid == "hidden":
@@ -245,7 +245,7 @@ class _Solver:
         return found
 
     def cell_scale(self, op: Op, reach: float | None) -> float:
-        """A power of two: what the kernels shift by. Range to spare costs nothing, for 15 bits are more than they use."""
+        """A power of two, which the kernels shift by. Range to spare costs nothing: 15 bits are more than they use."""
         clip = float(op.params.get("cell_clip", 0.0))
         if reach is None and not clip:
             self.notes[op.name] = f"its cell state is taken to stay within {CELL:g}: nothing was seen of it"
@@ -293,11 +293,12 @@ class _Solver:
         return max(demands.versions.get(decision.form, 1), decision.op.version)
 
     def weight(self, decision: Decision, use: WeightUse, tensor: Tensor) -> Encoded:
-        """Codes of one weight; operators that share weight and settings share the codes."""
+        """Codes of one weight; operators that share weight and settings share the codes, across subgraphs too."""
         settings, weight = decision.settings, tensor.weight
         assert settings is not None and weight is not None
         axis = use.axis if use.axis is None else use.axis % max(1, len(weight.shape))
-        key = (tensor.id, replace(settings, activations="float"), axis)
+        shared = weight.origin is not None and tensor.quantization is None
+        key = ((weight.origin, weight.shape) if shared else tensor.id, replace(settings, activations="float"), axis)
         if key not in self.encoded:
             reduced = tuple(d % len(weight.shape) for d in use.reduced)
             context = Context(decision.op.name, axis, reduced, self.moments(decision), tensor.quantization)
@@ -314,7 +315,13 @@ class _Solver:
         if source is None or decision.settings is None or not _wants_moments(decision.settings):
             return None
         found = self.statistics.get(source)
-        return None if found is None else found.moments
+        moments = None if found is None else found.moments
+        if moments is not None and not np.isfinite(moments.mean).all():
+            raise InputError(
+                "cannot calibrate", where=f"layer {decision.op.name}", expected="finite inputs",
+                got="infinity or not-a-number", todo="Check the data's range, or skip the layer (--skip)",
+            )  # fmt: skip
+        return moments
 
     def bias(self, op: Op, index: int | None) -> np.ndarray | None:
         tensor = op.inputs[index] if index is not None and index < len(op.inputs) else None
@@ -338,7 +345,10 @@ class _Solver:
         if mean is None:
             return np.float32(0)  # type: ignore[return-value]
         channel = use.axis % lost.ndim
-        return np.asarray((lost * mean).sum(axis=tuple(d for d in range(lost.ndim) if d != channel)), np.float32)
+        shift = (lost * mean).sum(axis=tuple(d for d in range(lost.ndim) if d != channel))
+        if decision.op.kind == "conv2d_transpose":  # an output meets every stride-th position of the kernel only
+            shift /= int(decision.op.params.get("stride_h", 1)) * int(decision.op.params.get("stride_w", 1))
+        return np.asarray(shift, np.float32)
 
     def static_bias(self, encoded: Encoded, bias: np.ndarray, input_scale: float, dtype: str) -> tuple[Encoded, Port]:
         """Bias codes on the grid input scale x weight scale; a channel whose bias would overflow gets coarser weights."""
@@ -399,7 +409,9 @@ def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
     rows = weight.shape[0] if weight.shape else 1
     per_row = max(1, weight.size // max(1, rows))
     step = max(1, CHUNK // per_row)
-    shared = settings.granularity == "tensor" or context.grid is not None and context.grid.axis != 0
+    kept, spread = context.grid, context.input_spread(weight.shape)
+    shared = settings.granularity == "tensor" or kept is not None and kept.axis != 0
+    shared = shared or spread is not None and spread[0].shape[0] > 1  # grouped: inputs differ from row to row
     if weight.dtype != "float32" or context.axis != 0 or shared or rows <= step:
         return settings.encode(np.asarray(weight.read(), np.float32), context)
     starts = range(0, rows, step)
@@ -407,7 +419,9 @@ def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
     values = np.empty(weight.shape, dtype)
 
     def one(start: int) -> Quantization | None:
-        part = settings.encode(weight.read(start, start + step), context)
+        rows = slice(start, start + step)
+        mine = None if kept is None else replace(kept, scale=kept.scale[rows], zero_point=kept.zero_point[rows])
+        part = settings.encode(weight.read(start, start + step), replace(context, grid=mine))
         values[start : start + step] = part.values
         return part.grid
 
@@ -441,10 +455,12 @@ def _wide(weight: Weight) -> Encoded:
 
 def _span(tables: list[Weight]) -> tuple[float, float]:
     """The range of constants: of a whole table, for data shows only the rows it looks up."""
-    spans = [(float(values.min(initial=0.0)), float(values.max(initial=0.0))) for values in (np.asarray(t.read()) for t in tables)]
+    low = high = 0.0
     for table in tables:
+        values = np.asarray(table.read())
+        low, high = min(low, float(values.min(initial=0.0))), max(high, float(values.max(initial=0.0)))
         table.release()
-    return min(low for low, _ in spans), max(high for _, high in spans)
+    return low, high
 
 
 def _widened(values: np.ndarray) -> tuple[float, float]:

@@ -3,42 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from paring.calibrate import limits
 from paring.data import Feed
+from paring.errors import UnsupportedError
+from paring.findings import Finding, fit, made_up, measure, real
+from paring.formats.tflite.extract import extract
 from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.program import bodies, build
 from paring.formats.tflite.twin import Probe, instrument
 from paring.runtime import RunError, Worker
 
 PATHS = ("xnnpack", "builtin")
 PATH_NAMES = {"xnnpack": "XNNPACK (default)", "builtin": "builtin kernels"}
-SAMPLES = 4
-
-
-@dataclass
-class Finding:
-    """One operator on one path: by how much it differs from its arithmetic.
-
-    Attributes:
-      quanta: Largest difference in units of the allowed quantum (output quanta; for dynamic operators the share of the
-        bound that run-time quantization may use).
-      allowed: The bound, in the same units.
-    """
-
-    name: str
-    native: str
-    quanta: float
-    allowed: float
-
-    @property
-    def right(self) -> bool:
-        """Within the bound."""
-        return self.quanta <= self.allowed
+SAMPLES, SEED = 4, 0
 
 
 @dataclass
@@ -49,21 +32,25 @@ class Verification:
       findings: By path, one for each quantized operator.
       failed: By path, why it cannot run the output though it runs the input.
       skipped: By path, why nothing could be verified there.
+      refused: By path, why it does not run the source.
       difference: By output name, the relative difference of the whole model: |optimized - source| / |source| (Frobenius).
       agreement: By output name, the share of samples with the same largest value (outputs of two or more classes).
       nan: Names of outputs with not-a-number values where the source has none.
       samples: Samples the whole models were compared on.
       given: False where the samples were made up.
+      notes: What was verified on made-up values, or not at all, and why.
     """
 
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
     difference: dict[str, float] = field(default_factory=dict)
     agreement: dict[str, float] = field(default_factory=dict)
     nan: list[str] = field(default_factory=list)
     samples: int = 0
     given: bool = True
+    notes: list[str] = field(default_factory=list)
 
     def wrong(self, path: str) -> list[Finding]:
         """The operators that a path computes wrongly."""
@@ -98,7 +85,10 @@ def verify(
             written.save(paths["written"])
         for path in PATHS:
             _operators(source, written, feeds, path, paths, Path(folder), result)
-        _whole(source, feeds, paths, compare, result)
+        path = next((p for p in PATHS if p in result.findings), None)
+        for feed in feeds if path is not None else ():
+            _whole(source, written, feed, f"{feed.signature}/" if len(feeds) > 1 else "", path, paths, compare, result)
+    result.notes = list(dict.fromkeys(result.notes))
     return result
 
 
@@ -111,121 +101,129 @@ def _operators(
     folder: Path,
     result: Verification,
 ) -> None:
-    feed = feeds[0]
-    samples = feed.head(SAMPLES)
-    if not samples or feed.subgraph != 0:
-        result.skipped[path] = "no sample for the model's first subgraph"
-        return
-    try:
-        with Worker(limits(source)) as worker:
-            worker.load("source", paths["source"], kernels=path)
-            worker.run("source", samples[0])
-    except RunError as error:
-        result.skipped[path] = f"it cannot run the source either: {error}"
-        return
-    model, probes = instrument(written)
-    model.save(folder / "twin.tflite")
-    worst: dict[str, Finding] = {}
-    try:
-        with Worker(limits(model)) as worker:
-            worker.load("written", paths["written"], kernels=path)
-            worker.load("twin", folder / "twin.tflite", kernels=path)
-            for sample in samples:
-                fitted = _fit(sample, written)
-                worker.run("written", fitted)
-                outputs = worker.run("twin", fitted)
-                for probe in probes:
-                    finding = _measure(probe, outputs)
-                    if probe.name not in worst or finding.quanta > worst[probe.name].quanta:
-                        worst[probe.name] = finding
-    except RunError as error:
-        result.failed[path] = str(error)
-        return
+    """Every quantized operator of every entry, and of the bodies that its loops and branches run."""
+    worst: dict[tuple[int, str], Finding] = {}
+    for feed in feeds:
+        samples = feed.head(SAMPLES)
+        if not samples:
+            result.skipped[path] = f"no sample for {feed.signature or 'the model'}"
+            return
+        try:
+            with Worker(limits(source, sample=samples[0])) as worker:
+                _load(worker, "source", paths, feed, path)
+                worker.run("source", samples[0])
+        except RunError as error:
+            result.refused[path] = str(error)
+            result.skipped[path] = f"it cannot run the source either: {error}"
+            return
+        numbers = [feed.subgraph, *sorted(bodies(written, feed.subgraph) - {number for number, _ in worst})]
+        twins = {number: _twin(written, number, folder) for number in numbers}
+        twins = {number: twin for number, twin in twins.items() if twin[1] or number == feed.subgraph}
+        bounds = limits(written, *([written] if len(twins) > 1 else []), *(model for model, _ in twins.values()), sample=samples[0])
+        try:
+            with Worker(replace(bounds, seconds=bounds.seconds * (1 if len(twins) == 1 else 10))) as worker:
+                _load(worker, "written", paths, feed, path)
+                for number in twins:
+                    worker.load(f"twin{number}", folder / f"twin{number}.tflite", kernels=path, stream=True)
+                for number, inputs in _calls(worker, written, feed, samples, list(twins)[1:], path, folder, result):
+                    outputs = worker.run(f"twin{number}", inputs)
+                    for probe in twins[number][1]:
+                        finding, key = measure(probe, outputs), (number, probe.name)
+                        if key not in worst or finding.quanta > worst[key].quanta:
+                            worst[key] = finding
+        except RunError as error:
+            result.failed[path] = str(error)
+            return
     result.findings[path] = list(worst.values())
 
 
-def _measure(probe: Probe, outputs: list[np.ndarray]) -> Finding:
-    got, twin = outputs[probe.place], outputs[probe.place + 1]
-    if probe.grid is not None:
-        scale, zero = float(probe.grid.scale[0]), int(probe.grid.zero_point[0])
-        info = np.iinfo(got.dtype)
-        wanted = np.clip(np.rint(twin.astype(np.float64) / scale) + zero, info.min, info.max)
-        worst = np.abs(got.astype(np.int64) - wanted).max(initial=0)
-        return Finding(probe.name, probe.native, float(worst), float(probe.quanta))
-    error = np.abs(got.astype(np.float64) - twin)
-    slack = 1e-4 * float(np.abs(twin).max(initial=0)) + 1e-6
-    if probe.reach is None or probe.source < 0:
-        return Finding(probe.name, probe.native, float(error.max(initial=0) / slack), 1.0)
-    values = outputs[probe.source]
-    quantum = (max(float(values.max(initial=0)), 0.0) - min(float(values.min(initial=0)), 0.0)) / 255
-    bound = quantum * probe.reach.astype(np.float64) + slack
-    if bound.size > 1 and (not got.ndim or got.shape[-1] != bound.size):
-        bound = bound.max()
-    return Finding(probe.name, probe.native, float((error / bound).max(initial=0)), 1.0)
+def _load(worker: Worker, name: str, paths: Mapping[str, Path], feed: Feed, kernels: str) -> None:
+    """Loads an entry of a file: its first subgraph as it is, another by its signature."""
+    worker.load(name, paths[name], kernels=kernels)
+    if feed.subgraph:
+        worker.enter(name, name, feed.signature, feed.names, feed.outputs)
 
 
-def _fit(sample: list[np.ndarray], model: TfliteModel) -> list[np.ndarray]:
-    """The source's sample in the types of the written model's inputs."""
-    from paring.formats.tflite.constants import quantization_of, type_name
-
-    graph = model.subgraphs[0]
-    fitted = []
-    for value, index in zip(sample, (int(i) for i in graph.inputs), strict=True):
-        tensor = graph.tensors[index]
-        grid = quantization_of(model, graph, tensor)
-        dtype = type_name(tensor)
-        if value.dtype == np.float32 and dtype != "float32" and grid is not None:
-            info = np.iinfo(dtype)
-            codes = np.rint(value.astype(np.float64) / float(grid.scale[0])) + int(grid.zero_point[0])
-            value = np.clip(codes, info.min, info.max).astype(dtype)
-        fitted.append(value)
-    return fitted
+def _twin(written: TfliteModel, number: int, folder: Path) -> tuple[TfliteModel, list[Probe]]:
+    """A subgraph as a model of its own, instrumented and saved."""
+    model, probes = instrument(written, number)
+    if number:
+        model = extract(model, None, [(number, int(i)) for i in model.subgraphs[number].outputs])
+    model.save(folder / f"twin{number}.tflite")
+    return model, probes
 
 
-def _real(value: np.ndarray, model: TfliteModel, position: int) -> np.ndarray:
-    from paring.formats.tflite.constants import quantization_of
-
-    graph = model.subgraphs[0]
-    grid = quantization_of(model, graph, graph.tensors[int(graph.outputs[position])])
-    if grid is None or value.dtype.kind not in "iu":
-        return value.astype(np.float64)
-    return (value.astype(np.float64) - int(grid.zero_point[0])) * float(grid.scale[0])
+def _calls(
+    worker: Worker,
+    written: TfliteModel,
+    feed: Feed,
+    samples: Sequence[list[np.ndarray]],
+    inside: list[int],
+    path: str,
+    folder: Path,
+    result: Verification,
+) -> Iterator[tuple[int, list[np.ndarray]]]:
+    """What the entry and the bodies `inside` read: of each body its first and its last call on each sample."""
+    why, followed = "no sample reaches it", bool(inside)
+    if inside:
+        try:
+            worker.load_program("program", build(written, feed.subgraph, (), inside, folder), kernels=path)
+        except UnsupportedError as error:
+            why, followed = str(error), False
+    seen = set()
+    for sample in samples:
+        fitted = fit(sample, written, feed.subgraph)
+        worker.run("written", fitted)
+        yield feed.subgraph, fitted
+        for number, calls in (worker.capture("program", fitted, inside) if followed else {}).items():
+            seen |= {number} if calls else set()
+            yield from ((number, call) for call in calls)
+    for number in (n for n in inside if n not in seen):
+        name, invented = written.subgraphs[number].name or f"subgraph {number}", made_up(written, number, SEED)
+        how = "its operators were verified on made-up values" if invented else "its operators were not verified"
+        result.notes.append(f"{name}: {how}, because {why}")
+        if invented:
+            yield number, invented
 
 
 def _whole(
-    source: TfliteModel, feeds: Sequence[Feed], paths: dict[str, Path], compare: int, result: Verification
+    source: TfliteModel,
+    written: TfliteModel,
+    feed: Feed,
+    prefix: str,
+    path: str,
+    paths: dict[str, Path],
+    compare: int,
+    result: Verification,
 ) -> None:
-    feed = feeds[0]
-    written = TfliteModel.open(paths["written"])
-    path = next((p for p in PATHS if p in result.findings), None)
-    if path is None:
-        return
-    sums = np.zeros((len(feed.outputs), 2))
-    same = np.zeros(len(feed.outputs))
-    classes = np.zeros(len(feed.outputs), bool)
+    """The difference of an entry's outputs."""
+    number, names = feed.subgraph, [prefix + name for name in feed.outputs]
+    sums = np.zeros((len(names), 2))
+    same = np.zeros(len(names))
+    classes = np.zeros(len(names), bool)
     count = 0
     try:
-        with Worker(limits(source)) as worker:
+        with Worker(limits(source, written, sample=next(iter(feed.head(1)), ()))) as worker:
             for name in ("source", "written"):
-                worker.load(name, paths[name], kernels=path)
+                _load(worker, name, paths, feed, path)
             for sample in feed.head(compare):
                 a = worker.run("source", sample)
-                b = worker.run("written", _fit(sample, written))
+                b = worker.run("written", fit(sample, written, number))
                 count += 1
                 for i, (left, right) in enumerate(zip(a, b, strict=True)):
-                    x, y = _real(left, source, i), _real(right, written, i)
+                    x, y = real(left, source, number, i), real(right, written, number, i)
                     if x.shape != y.shape or x.dtype.kind != "f":
                         continue
-                    if np.isnan(y).any() and not np.isnan(x).any() and feed.outputs[i] not in result.nan:
-                        result.nan.append(feed.outputs[i])
+                    if np.isnan(y).any() and not np.isnan(x).any() and names[i] not in result.nan:
+                        result.nan.append(names[i])
                     sums[i] += [np.square(y - x).sum(), np.square(x).sum()]
                     classes[i] = x.ndim == 2 and x.shape[0] == 1 and x.shape[1] > 1
                     same[i] += bool(classes[i]) and int(x.argmax()) == int(y.argmax())
     except RunError as error:
         result.failed.setdefault(path, str(error))
         return
-    result.samples = count
-    for i, name in enumerate(feed.outputs):
+    result.samples += count
+    for i, name in enumerate(names):
         result.difference[name] = float(np.sqrt(sums[i, 0] / sums[i, 1])) if sums[i, 1] else float(np.sqrt(sums[i, 0]))
         if classes[i] and count:
             result.agreement[name] = float(same[i] / count)

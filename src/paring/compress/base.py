@@ -62,7 +62,9 @@ class Context:
             return None
         mean = per_input(self.moments.mean, shape, self.axis, self.reduced)
         second = per_input(self.moments.second, shape, self.axis, self.reduced)
-        return None if mean is None or second is None else (np.maximum(second - mean**2, 0.0), mean)
+        if mean is None or second is None or not np.isfinite(second).all():
+            return None
+        return np.maximum(second - mean**2, 0.0), mean
 
 
 def per_input(
@@ -72,15 +74,23 @@ def per_input(
 
     >>> per_input(np.array([1.0, 2.0]), (3, 2), 0, (1,)).shape
     (1, 2)
+    >>> per_input(np.array([1.0, 2.0]), (4, 1), 0, (1,)).reshape(-1).tolist()  # two groups of two outputs
+    [1.0, 1.0, 2.0, 2.0]
     """
     view = [1] * len(shape)
-    if reduced and shape[reduced[-1]] == values.size:
+    if axis == len(shape) - 1:  # depthwise: each input makes its own outputs, `multiplier` of them
+        view[axis] = -1
+        whole = values.size and shape[axis] % values.size == 0
+        return np.repeat(values, shape[axis] // values.size).reshape(view) if whole else None
+    within = shape[reduced[-1]] if reduced else 0
+    if within == values.size:
         view[reduced[-1]] = -1
         return values.reshape(view)
-    if axis is not None and values.size and shape[axis] % values.size == 0:  # depthwise: multiplier outputs per input
-        view[axis] = -1
-        return np.repeat(values, shape[axis] // values.size).reshape(view)
-    return None
+    if not within or axis is None or values.size % within or shape[axis] % (values.size // within):
+        return None
+    groups = values.size // within  # each group of outputs sees its own inputs
+    view[axis], view[reduced[-1]] = shape[axis], within
+    return np.repeat(values.reshape(groups, within), shape[axis] // groups, axis=0).reshape(view)
 
 
 class Algorithm(Protocol):

@@ -110,7 +110,8 @@ class Quantize:
             return Encoded(np.clip(weight, -limit, limit).astype(np.float16), "float16", None)
         form = FORMS[self.weights]
         kept = context.grid
-        if kept is not None and kept.dtype == form.dtype and not kept.zero_point.any() and not kept.block:
+        fits = kept is not None and kept.dtype == form.dtype and kept.axis in (None, context.axis) and not kept.block
+        if kept is not None and fits and not kept.zero_point.any():
             scale = _along(kept.scale, kept.axis, weight.ndim)
             return Encoded(np.rint(weight / scale).astype(np.int8), form.dtype, kept)
         if self.granularity == "block":
@@ -132,8 +133,14 @@ class Quantize:
         blocks = weight.reshape(outputs * (inputs // self.block_size), self.block_size)
         loss = self._loss(weight, context, lambda full: full.reshape(blocks.shape))
         # Files store block scales as float16; the codes are made for the stored value.
-        scale = self._scales(blocks, -7, 7, loss).astype(np.float16).astype(np.float32)
-        scale = np.maximum(scale, np.float32(np.finfo(np.float16).tiny))
+        exact, limit = self._scales(blocks, -7, 7, loss), np.finfo(np.float16)
+        if exact.size and exact.max() > limit.max:
+            raise InputError(
+                "cannot quantize weights in blocks", expected=f"values within {7 * float(limit.max):g}",
+                got=f"{7 * float(exact.max()):g}", todo="Take one scale per channel",
+            )  # fmt: skip
+        scale = exact.astype(np.float16).astype(np.float32)
+        scale = np.maximum(scale, np.float32(limit.tiny))
         codes = _codes(blocks, scale[:, None], -7, 7, clip=True).reshape(weight.shape)
         scale = scale.reshape(outputs, -1)
         return Encoded(codes, "int4", Quantization(scale, np.zeros(scale.shape, np.int64), "int4", 0, self.block_size))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,20 @@ class RunError(ParingError):
     """A model could not be run: refused by the runtime, out of time or memory, or it crashed the child."""
 
 
+_BASE = 64 * 2**20  # what the smallest model takes, several times over
+# The child needs a few modules and not all that the package brings, which takes as long to import as NumPy.
+_CHILD = """
+import sys, types
+package = sys.modules["paring"] = types.ModuleType("paring")
+package.__path__ = [{folder!r}]
+from paring.runtime.worker import main
+main()
+"""
+_TICK = 0.1  # seconds between two looks at the clock
+_SMALL = 5e7  # multiply-adds: below, XNNPACK's threads wait for each other longer than they work
+_START = 60.0  # seconds for the child to begin: a slow disk is no fault of the model
+
+
 @dataclass(frozen=True)
 class Limits:
     """Bounds of the child.
@@ -34,16 +49,25 @@ class Limits:
     Attributes:
       seconds: Wall time of one request (one load, one sample).
       memory: Bytes of private memory beyond what the runtime itself takes; 0 for no limit.
+      threads: How many a model of this size gains from; 0 for one on each core.
     """
 
     seconds: float = 60.0
     memory: int = 0
+    threads: int = 0
 
     @classmethod
-    def for_model(cls, file_bytes: int, activation_bytes: int) -> Limits:
-        """Room for a right model of this size, and little more: weights three times over, activations four times."""
-        memory = 256 * 2**20 + 3 * file_bytes + 4 * activation_bytes
-        return cls(15.0 + file_bytes / 20e6 + activation_bytes / 20e6, memory)
+    def for_model(cls, file_bytes: int, activation_bytes: int, multiplications: float = 0.0) -> Limits:
+        """Room for a right model of this size, and little more.
+
+        Args:
+          file_bytes: Weights: mapped, unpacked and packed again for the kernels.
+          activation_bytes: All activations together, without reuse of memory.
+          multiplications: Multiply-adds of one sample; the slowest kernels do 1e9 a second.
+        """
+        memory = _BASE + 3 * file_bytes + 4 * activation_bytes
+        seconds = 10.0 + (file_bytes + activation_bytes) / 20e6 + multiplications / 1e9
+        return cls(seconds, memory, threads=1 if multiplications < _SMALL else 0)
 
 
 class Worker:
@@ -52,18 +76,23 @@ class Worker:
     def __init__(self, limits: Limits | None = None, *, threads: int | None = None) -> None:
         """Starts the child; it loads the runtime while the parent goes on."""
         self.limits = limits or Limits()
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or self.limits.threads or os.cpu_count() or 1
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+        # BLAS gets one thread: the kernels' own threads are at work when statistics are taken.
+        paths = os.pathsep.join(p for p in sys.path if p)
+        environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
         self._child = subprocess.Popen(
-            [sys.executable, "-c", "from paring.runtime.worker import main; main()"],
+            [sys.executable, "-c", _CHILD.format(folder=str(Path(__file__).parents[1]))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
         )
         self._waiting = False
-        self._start("limit", extra=self.limits.memory)
+        self._ready = False
+        self._deadline, self._late = float("inf"), False
+        threading.Thread(target=self._watch, daemon=True).start()
+        self._start("limit", extra=self.limits.memory, threads=self.threads)
 
     def __enter__(self) -> Worker:
         return self
@@ -87,20 +116,27 @@ class Worker:
 
     # -- requests ------------------------------------------------------------------------------------------------
 
-    def load(self, name: str, path: str | Path, *, kernels: str = "xnnpack", threads: int | None = None) -> None:
-        """Loads a model file; `kernels` is xnnpack (what users run), builtin or reference."""
-        self._call("load", name=name, path=str(path), kernels=kernels, threads=threads or self.threads)
+    def load(
+        self, name: str, path: str | Path, *, kernels: str = "xnnpack", threads: int | None = None, stream: bool = False
+    ) -> None:
+        """Loads a model file; `kernels` is xnnpack (what users run), builtin or reference.
+
+        What operators remember is forgotten before each sample, unless the samples are one `stream`.
+        """
+        self._call("load", name=name, path=str(path), kernels=kernels, threads=threads or self.threads, stream=stream)
 
     def enter(self, name: str, source: str, signature: str, inputs: Sequence[str], outputs: Sequence[str]) -> None:
         """Another entry of the loaded model `source`; `run` takes and gives arrays in the order of these names."""
         self._call("enter", name=name, source=source, signature=signature, inputs=list(inputs), outputs=list(outputs))
 
     def load_program(self, name: str, program: Program, *, kernels: str = "xnnpack") -> None:
-        """Loads a program; `run`, `watch` (over its `watched` tensors), `observe` and `gather` work on it as on a model."""
-        values = list(program.constants.values())
-        self._call("load_program", values, name=name, program=program.to_data(), kernels=kernels, threads=self.threads)
+        """Loads a program; `run`, `watch` (its `watched` tensors), `observe` and `gather` work on it as on a model."""
+        values, data = list(program.constants.values()), program.to_data()
+        self._call("load_program", values, name=name, program=data, kernels=kernels, threads=self.threads)
 
-    def capture(self, name: str, inputs: Sequence[np.ndarray], routines: Sequence[int]) -> dict[int, list[list[np.ndarray]]]:
+    def capture(
+        self, name: str, inputs: Sequence[np.ndarray], routines: Sequence[int]
+    ) -> dict[int, list[list[np.ndarray]]]:
         """Runs one sample through a program -> for each routine what it read in its first and its last call."""
         message, arrays = self._call("capture", list(inputs), name=name, routines=list(routines))
         found, rest = {}, iter(arrays)
@@ -160,21 +196,28 @@ class Worker:
         if not self._waiting:
             return {}, []
         self._waiting = False
-        limit = seconds or self.limits.seconds
-        pipe = cast(BinaryIO, self._child.stdout)
-        timer = threading.Timer(limit, self._child.kill)
-        timer.start()
+        limit = seconds or self.limits.seconds if self._ready else _START
+        self._ready = True
+        self._deadline = time.monotonic() + limit
         try:
-            message, arrays = receive(pipe)
+            message, arrays = receive(cast(BinaryIO, self._child.stdout))
         except (EOFError, ValueError) as error:
-            if not timer.is_alive():
+            if self._late:
                 raise RunError("the model does not finish", expected=f"an answer within {limit:.0f} s") from error
             raise self._died() from error
         finally:
-            timer.cancel()
+            self._deadline = float("inf")
         if not message["ok"]:
             raise RunError(f"the runtime refuses the model: {_short(message['error'])}")
         return message, arrays
+
+    def _watch(self) -> None:
+        """Kills the child when an answer is late. One thread for all requests: small models run faster than one starts."""
+        while self._child.poll() is None:
+            if time.monotonic() > self._deadline:
+                self._late = True
+                self._child.kill()
+            time.sleep(_TICK)
 
     def _died(self) -> RunError:
         self._child.wait()

@@ -1,4 +1,4 @@
-"""A model as steps: slices that interpreters run, loops and branches followed here, so that values inside bodies are seen.
+"""A model as steps: slices that interpreters run, loops and branches followed here, so that bodies can be seen into.
 
 LiteRT's interpreter shows only what its outermost subgraph holds. A program cuts a model at its loops and branches.
 """

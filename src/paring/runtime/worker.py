@@ -21,8 +21,8 @@ KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
 class Session:
     """One loaded model."""
 
-    def __init__(self, path: str, kernels: str, threads: int) -> None:
-        """Builds the interpreter; memory for activations comes with the first run."""
+    def __init__(self, path: str, kernels: str, threads: int, *, stream: bool = False) -> None:
+        """Builds the interpreter; memory for activations comes with the first run. A `stream` keeps its state."""
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         self.interpreter = Interpreter(
@@ -30,7 +30,7 @@ class Session:
         )
         self.inputs = [d["index"] for d in self.interpreter.get_input_details()]
         self.outputs = [d["index"] for d in self.interpreter.get_output_details()]
-        self.allocated = False
+        self.allocated, self.stream = False, stream
         self.statistics: list[tuple[int, set[str], TensorStatistics]] = []
 
     def invoke(self, arrays: list[np.ndarray], *, reset: bool = True) -> None:
@@ -43,7 +43,7 @@ class Session:
         if not self.allocated:
             self.interpreter.allocate_tensors()
             self.allocated = True
-        elif reset:
+        elif reset and not self.stream:
             self.interpreter.reset_all_variables()
         for detail, array in zip(details, arrays, strict=True):
             self.interpreter.set_tensor(detail["index"], array)
@@ -76,7 +76,7 @@ class SignatureSession:
         return [np.array(found[name]) for name in self.outputs]
 
 
-def _limit_memory(extra: int) -> None:
+def _limit_memory(extra: int, threads: int) -> None:
     try:
         import resource
     except ImportError:  # no such limit on this platform
@@ -84,7 +84,12 @@ def _limit_memory(extra: int) -> None:
     # Private writable memory, not address space: allocators reserve far more of that than they use.
     with open("/proc/self/statm", encoding="ascii") as file:
         now = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-    resource.setrlimit(resource.RLIMIT_DATA, (now + extra, resource.getrlimit(resource.RLIMIT_DATA)[1]))
+    # Each thread reserves a stack, which counts in full though little of it is ever touched.
+    stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    stacks = threads * (stack if 0 < stack < 2**30 else 8 * 2**20)
+    most = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    wanted = now + extra + stacks
+    resource.setrlimit(resource.RLIMIT_DATA, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
 
 
 class Server:
@@ -93,17 +98,17 @@ class Server:
     def __init__(self) -> None:
         self.sessions: dict[str, Any] = {}
 
-    def limit(self, extra: int) -> dict[str, Any]:
+    def limit(self, extra: int, threads: int = 1) -> dict[str, Any]:
         """Bounds private memory to what is in use now plus `extra` bytes."""
         import ai_edge_litert.interpreter  # noqa: F401  (before the limit: the library itself is not the model's)
 
         if extra and os.path.exists("/proc/self/statm"):
-            _limit_memory(extra)
+            _limit_memory(extra, threads)
         return {}
 
-    def load(self, name: str, path: str, kernels: str, threads: int) -> dict[str, Any]:
+    def load(self, name: str, path: str, kernels: str, threads: int, stream: bool) -> dict[str, Any]:
         """Loads a model file under a name."""
-        self.sessions[name] = Session(path, kernels, threads)
+        self.sessions[name] = Session(path, kernels, threads, stream=stream)
         return {}
 
     def enter(self, name: str, source: str, signature: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ def apply(
     edits: tuple[Edit, ...],
     borders: Mapping[TensorId, Quantization],
     record: Mapping[str, Any] | None = None,
+    floors: Iterable[str] = (),
 ) -> TfliteModel:
     """The edited model; the source is not changed.
 
@@ -36,6 +37,7 @@ def apply(
       edits: At most one per operator.
       borders: Integer grids of graph inputs and outputs.
       record: What to note in the file's metadata.
+      floors: Releases that the result needs for other reasons than its operators' versions.
 
     Raises:
       UnsupportedError: An edit that this format cannot make; nothing is written.
@@ -47,9 +49,9 @@ def apply(
         _Subgraph(draft, graph, number, borders).rewrite(by_op, ops)
     if record is not None:
         draft.metadata("paring", json.dumps(record, sort_keys=True).encode())
-        runtime = oldest_runtime(versions_of(draft.root, model))
-        if runtime is not None:
-            draft.metadata("min_runtime_version", runtime.encode().ljust(16, b"\0"))
+        draft.drop_dead()
+        runtime = oldest_runtime(versions_of(draft.root, model), floors)
+        draft.metadata("min_runtime_version", runtime.encode().ljust(16, b"\0") if runtime is not None else b"")
     return draft.finish()
 
 
@@ -154,9 +156,12 @@ class _Subgraph:
         for position, port in edit.outputs.items():
             self.retype(int(operator.outputs[position]), port.grid)
         if edit.inner:
-            scalar, name = Table("Tensor", shape=np.zeros(0, np.int32)), self.table.tensors[int(operator.outputs[0])].name
-            inner = [self.draft.tensor(self.number, scalar, f"{name}/{i}", g.dtype, g) for i, g in enumerate(edit.inner)]
-            operator.intermediates = np.array(inner, np.int32)
+            scalar = Table("Tensor", shape=np.zeros(0, np.int32))
+            name = self.table.tensors[int(operator.outputs[0])].name
+            operator.intermediates = np.array(
+                [self.draft.tensor(self.number, scalar, f"{name}/{i}", g.dtype, g) for i, g in enumerate(edit.inner)],
+                np.int32,
+            )
         if edit.unfuse:
             self.unfuse(operator)
 

@@ -65,6 +65,8 @@ def check_model(model: TfliteModel) -> None:
     for index, buffer in enumerate(root.buffers):
         if buffer.offset > 1 and buffer.offset + buffer.size > len(model.data):
             raise Malformed(f"buffer {index} lies outside the file")
+    if sum(data.nbytes for buffer in root.buffers if (data := model.payload(buffer)) is not None) > 2 * len(model.data):
+        raise Malformed("its buffers overlap: together they are more than the file holds")
     for index, subgraph in enumerate(root.subgraphs):
         _check_subgraph(model, subgraph, f"subgraph {index}")
     _check_control(model)

@@ -68,6 +68,7 @@ def constant_weight(model: TfliteModel, tensor: Table, *, densify: bool = False)
         raw.nbytes,
         _rows(lambda: values),
         lambda: model.forget(raw),
+        int(tensor.buffer),
     )
 
 

@@ -108,15 +108,20 @@ class Draft:
         return table
 
     def metadata(self, name: str, data: bytes) -> None:
-        """Sets a metadata entry."""
+        """Sets a metadata entry; without data it is taken out."""
         entries = [e for e in self.root.metadata or () if e.name != name]
-        entries.append(Table("Metadata", name=name, buffer=self.buffer(np.frombuffer(data, np.uint8).copy())))
+        if data:
+            entries.append(Table("Metadata", name=name, buffer=self.buffer(np.frombuffer(data, np.uint8).copy())))
         self.root.metadata = entries
+
+    def drop_dead(self) -> None:
+        """Takes out conversions whose results nothing reads."""
+        for subgraph in self.subgraphs:
+            _drop_dead_operators(self.source, self.root, subgraph)
 
     def finish(self) -> TfliteModel:
         """Drops operators whose results nothing reads, then unread tensors, buffers, operator codes; gives the model."""
-        for subgraph in self.subgraphs:
-            _drop_dead_operators(self.source, self.root, subgraph)
+        self.drop_dead()
         for number, subgraph in enumerate(self.subgraphs):
             _drop_unread_tensors(self.root, number, subgraph)
         _renumber_buffers(self.root)

@@ -40,9 +40,10 @@ def extract(model: TfliteModel, inputs: Sequence[TensorId] | None, outputs: Sequ
     if number and 0 in run:
         raise InputError("cannot cut the model", where=f"subgraph {number}", got="a body that is the model's first subgraph")
     draft.subgraphs[0] = sliced  # the entry is always subgraph 0; bodies keep their numbers, for operators name them
+    nothing = np.zeros(0, np.int32)
     for other in range(1, len(draft.subgraphs)):
         if other not in run:
-            draft.subgraphs[other] = Table("SubGraph", tensors=[], inputs=np.zeros(0, np.int32), outputs=np.zeros(0, np.int32), operators=[])
+            draft.subgraphs[other] = Table("SubGraph", tensors=[], inputs=nothing, outputs=nothing, operators=[])
     return draft.finish()
 
 
@@ -62,7 +63,8 @@ def _between(graph: Table, starts: set[int], ends: list[int], model: TfliteModel
     needed, kept = set(ends) - starts, []
     for operator in reversed(graph.operators or []):
         made = {int(i) for i in operator.outputs} if operator.outputs is not None else set()
-        made |= {int(i) for i in operator.inputs if i >= 0 and graph.tensors[i].is_variable} if operator.inputs is not None else set()
+        read = operator.inputs if operator.inputs is not None else ()
+        made |= {int(i) for i in read if i >= 0 and graph.tensors[i].is_variable}
         if made & needed or not made:
             kept.append(operator)
             needed -= made

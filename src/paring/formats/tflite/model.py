@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import mmap
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from paring.errors import InputError
-from paring.formats.tflite import check
+from paring.formats.tflite import archive, check
 from paring.formats.tflite.flatbuffer import LIMIT, Malformed, Table, decode, encode
 from paring.formats.tflite.schema import ENUMS, NAMES, Field
 from paring.graph import Graph
@@ -68,7 +67,7 @@ class TfliteModel:
         """
         try:
             root = decode(data, "Model", IDENTIFIER)
-            model = cls(root, data, path, _archive(data))
+            model = cls(root, data, path, archive.find(data))
             _fill_absent(root)
             _inline_custom_options(model)
             check.check_model(model)
@@ -139,7 +138,7 @@ class TfliteModel:
     # -- writing -------------------------------------------------------------------------------------------------
 
     def write(self, out: BinaryIO) -> None:
-        """Writes the model; buffers are streamed, files over 2 GB get theirs behind the flatbuffer."""
+        """Writes the model to a fresh file; buffers are streamed, over 2 GB behind the flatbuffer, an appended ZIP last."""
         root = self.root.clone()
         payloads = [self.payload(buffer) for buffer in root.buffers or ()]
         for buffer, payload in zip(root.buffers or (), payloads, strict=True):
@@ -150,6 +149,7 @@ class TfliteModel:
             encode(root, IDENTIFIER, out, _is_payload)
         except OverflowError:
             _write_large(root, payloads, out)
+        out.write(archive.moved(self.archive, out.tell()))
 
     def to_bytes(self) -> bytes:
         """The file as bytes."""
@@ -158,14 +158,12 @@ class TfliteModel:
         return out.getvalue()
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the file atomically (a temporary file, then a rename), with any appended ZIP carried over."""
+        """Writes the file atomically: a temporary file, then a rename."""
         path = Path(path)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             with temporary.open("wb") as out:
                 self.write(out)
-            if self.archive:
-                _append_archive(self.archive, temporary)
             os.replace(temporary, path)
         except OSError as error:
             raise InputError("cannot write the model", where=str(path), got=error.strerror or str(error)) from error
@@ -233,52 +231,6 @@ def _write_large(root: Table, payloads: list[np.ndarray | None], out: BinaryIO) 
             out.write(bytes(padding))
             out.write(memoryview(np.ascontiguousarray(payload)).cast("B"))
             position += padding + payload.nbytes
-
-
-def _archive(data: memoryview) -> bytes:
-    """A ZIP (labels, vocabularies) that tools append behind the flatbuffer; empty without one."""
-    if b"PK\x05\x06" not in bytes(data[-(22 + 65535) :]):
-        return b""
-    try:
-        with zipfile.ZipFile(_File(data)) as archive:
-            first = min((info.header_offset for info in archive.infolist()), default=len(data))
-        return bytes(data[first:]) if 0 < first < len(data) else b""
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return b""
-
-
-def _append_archive(archive: bytes, path: Path) -> None:
-    with zipfile.ZipFile(io.BytesIO(archive)) as source, zipfile.ZipFile(path, "a") as target:
-        for info in source.infolist():
-            target.writestr(info, source.read(info))
-
-
-class _File(io.RawIOBase):
-    """A read-only seekable file over mapped memory, for zipfile."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data, self._at = data, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def readable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, len(self._data))[whence]
-        if self._at < 0:
-            raise ValueError("seek before the start")
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        stop = len(self._data) if size is None or size < 0 else min(self._at + size, len(self._data))
-        chunk = bytes(self._data[self._at : stop])
-        self._at = max(self._at, stop)
-        return chunk
 
 
 __all__ = ["DTYPES", "IDENTIFIER", "LIMIT", "TfliteModel", "builtin_code", "operator_code"]

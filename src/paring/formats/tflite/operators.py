@@ -68,8 +68,8 @@ class Row:
       symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the outputs follow.
       versions: Operator version that each form needs; a missing form has no right kernel. Forms: `float`, `int8`,
         `int16` (static activations with int8 weights where there are weights), `dynamic-int8`, `dynamic-int4`,
-        `dynamic-int4-block` (float activations, quantized weights, hybrid kernel), `codes-int8` (what it gives are codes
-        of its weights, converted behind it), `int8-int4`, `int16-int4` (static with int4 weights).
+        `dynamic-int4-block` (float activations, quantized weights, hybrid kernel), `codes-int8` (what it gives are
+        codes of its weights, converted behind it), `int8-int4`, `int16-int4` (static with int4 weights).
       quanta: How many output quanta a right int8 kernel may differ from the arithmetic.
       quanta16: The same for int16.
       rescale: Limits on the ratio of scales.
@@ -77,7 +77,7 @@ class Row:
         fail or answer wrongly.
       state: Grids of what the operator keeps for itself in static forms, as (input or None, rule of `StateUse`).
       only: Options without which no static kernel is right, by name: the value it takes.
-      without: Inputs that no static kernel is known to take rightly.
+      without: By form, inputs that its kernel is not known to take rightly.
       computes: False for operators that only move, reshape or fill.
     """
 
@@ -97,9 +97,28 @@ class Row:
     since: Mapping[str, str] = field(default_factory=dict)
     state: tuple[tuple[int | None, str], ...] = ()
     only: Mapping[str, int] = field(default_factory=dict)
-    without: tuple[int, ...] = NONE
+    without: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     computes: bool = True
     note: str = ""
+
+    def difference(self, form: str) -> float:
+        """How much a form may change a model's output, where operands and weights fill their ranges.
+
+        Args:
+          form: One of `versions`, or `weight-only-int8` and `weight-only-int4`.
+
+        Returns:
+          A bound on |changed - float| / |float| (Frobenius) that adds up along a chain.
+
+        >>> TABLE["CONV_2D"].difference("int8")
+        0.02
+        """
+        quantum = 0.01  # one of int8, against values whose mean square is that of half the range
+        activations = {"int8": self.quanta, "int16": self.quanta16 / 256, "dynamic": 1.0}
+        change = activations.get(form.partition("-")[0], 0.0)
+        if self.weights and form != "float":
+            change += 127 / 7 if "int4" in form else 1.0
+        return quantum * change
 
 
 def _versions(float_: int, int8: int | None, int16: int | None = None, **forms: int) -> dict[str, int]:
@@ -194,12 +213,14 @@ _WEIGHTED = (
     ),
 )
 
-# Four gates (input, forget, cell, output): weights of the input at 1, of the output state at 5, biases at 12. The projection at
-# 16 meets the hidden state, the last of what only the kernel sees; the others before it serve layer normalization alone.
+# Four gates (input, forget, cell, output): weights of the input at 1, of the output state at 5, biases at 12. The
+# projection at 16 meets the hidden state, the last of what only the kernel sees; those before it serve layer
+# normalization alone.
 _GATES = (
     *(WeightInput(1 + gate, None, (1,), bias=12 + gate) for gate in range(4)),
     *(WeightInput(5 + gate, None, (1,)) for gate in range(4)),
     WeightInput(16, None, (1,), bias=17, meets=6),
+    *(WeightInput(port, None, ()) for port in (9, 10, 11)),  # peepholes: as the other weights in hybrid kernels
 )
 _LSTM = Row(
     "LSTM",
@@ -210,7 +231,7 @@ _LSTM = Row(
     quanta=3,
     state=((18, "result"), (19, "cell"), *((None, "unused"),) * 4, (None, "hidden")),
     only={"fused_activation_function": 4, "kernel_type": 0, "diagonal_recurrent_tensors": 0},
-    without=(9, 10, 11, 20, 21, 22, 23),
+    without={"int8": (9, 10, 11, 20, 21, 22, 23)},
     note="the kernels are wrong for other cell scales than powers of two in [2**-15, 2**-9], and per channel; peephole "
     "weights and layer normalization were not measured; the basic kernel (kernel_type 1) has no int8",
 )
@@ -239,12 +260,13 @@ _HYBRID = tuple(
         data=(0,),
         weights=tuple(WeightInput(i, None, (1,)) for i in ports),
         versions=_V(1, None, dynamic_int8=3),
+        without={"dynamic-int8": (9,)} if op == "BIDIRECTIONAL_SEQUENCE_RNN" else {},  # the auxiliary input: garbage
     )
     for op, kind, ports in (
         ("RNN", "rnn_cell", (1, 2)),
         ("UNIDIRECTIONAL_SEQUENCE_RNN", "rnn", (1, 2)),
-        ("BIDIRECTIONAL_SEQUENCE_RNN", "bidirectional_rnn", (1, 2, 5, 6)),
-        ("BIDIRECTIONAL_SEQUENCE_LSTM", "bidirectional_lstm", (*range(1, 9), 16, *range(18, 26), 33)),
+        ("BIDIRECTIONAL_SEQUENCE_RNN", "bidirectional_rnn", (1, 2, 5, 6, 10, 11)),
+        ("BIDIRECTIONAL_SEQUENCE_LSTM", "bidirectional_lstm", (*range(1, 12), 16, *range(18, 29), 33, *range(40, 48))),
     )
 )
 

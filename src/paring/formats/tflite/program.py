@@ -1,4 +1,4 @@
-"""A model as a program: slices between its loops and branches, so that calibration and verification see inside bodies."""
+"""A model as a program: slices between loops and branches, so that calibration and verification see inside bodies."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def bodies(model: TfliteModel, entry: int) -> set[int]:
     return reachable(model.subgraphs, model.subgraphs[entry].operators or ())
 
 
-def build(model: TfliteModel, entry: int, wanted: Collection[TensorId], inside: Collection[int], folder: Path) -> Program:
+def build(
+    model: TfliteModel, entry: int, wanted: Collection[TensorId], inside: Collection[int], folder: Path
+) -> Program:
     """Cuts an entry at the loops and branches that lead to the subgraphs `inside`; others stay whole within a slice.
 
     Args:
@@ -98,7 +100,7 @@ class _Builder:
     def slice(self, number: int, group: list[Table], given: set[int], later: set[int]) -> Step | None:
         for operator in group:
             if self.model.native(operator).startswith(_STATE):
-                raise UnsupportedError("the model keeps variables, which cannot be followed into its loops and branches")
+                raise UnsupportedError("the model keeps variables, which cannot be followed into loops and branches")
         made = [i for op in group for i in _list(op.outputs)]
         ends = [i for i in made if i in later or (number, i) in self.wanted]
         if not ends:

@@ -101,9 +101,10 @@ class _Instrument:
         biases = {row.bias, *(w.bias for w in row.weights)}
         weights = {w.input: w for w in row.weights}
         twin_ins = [
-            i if i < 0 else self.own(i) if self.tensor(i).is_variable else self.float_of(i) if i in integers or p in biases else i
+            self.own(i) if i >= 0 and self.tensor(i).is_variable
+            else self.float_of(i) if i >= 0 and (i in integers or p in biases) else i
             for p, i in enumerate(ins)
-        ]
+        ]  # fmt: skip
         made = [self.tensor(int(o)) for o in operator.outputs]
         twin_outs = [
             self.draft.tensor(self.number, t, f"{t.name}_twin", "float32" if i in real else type_name(t), None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from paring.compress.encodings import decode
@@ -103,7 +104,8 @@ class _Subgraph:
             return stored
         grid = quantization_of(self.model, self.table, self.table.tensors[source])
         if grid is None:
-            return mapped(stored, "float32", lambda rows, _: rows.astype("float32"))
+            unpacked = mapped(stored, "float32", lambda rows, _: rows.astype("float32"))
+            return replace(unpacked, origin=stored.origin)
         self.grids[index] = grid
         if grid.block:
             return mapped(stored, "float32", lambda _, start: decode(stored.read(), grid)[start : start + len(_)])
@@ -185,7 +187,7 @@ class _Subgraph:
             symmetric=row.symmetric,
             rescale=(row.rescale.of, row.rescale.low, row.rescale.high) if row.rescale is not None else None,
             state=tuple(StateUse(port, grid) for port, grid in row.state),
-            refuses=_refusal(row, operator, ids),
+            refuses={form: why for form in row.versions if (why := _refusal(row, form, operator, ids))},
             since=row.since,
         )
 
@@ -219,14 +221,15 @@ class _Subgraph:
         return all(type_name(self.model.subgraphs[n].tensors[i]) == "float32" for n, i in tie)
 
 
-def _refusal(row: Row, operator: Table, ids: list[int]) -> str:
-    """Why no static form takes an operator with these options and inputs; empty where one may."""
+def _refusal(row: Row, form: str, operator: Table, ids: list[int]) -> str:
+    """Why a form does not take an operator with these options and inputs; empty where it may."""
     options = operator.builtin_options
-    for name, value in row.only.items():
-        if options is not None and name in FIELDS[options.type_name] and (found := int(getattr(options, name))) != value:
-            return f"its int8 kernel is right only where {name} is {value}, not {found}"
-    if any(port < len(ids) and ids[port] >= 0 for port in row.without):
-        return "its peephole or normalization weights have no int8 kernel that is known to be right"
+    for name, value in row.only.items() if form in ("int8", "int16") else ():
+        if options is not None and name in FIELDS[options.type_name] and getattr(options, name) != value:
+            return f"its {form} kernel is right only where {name} is {value}, not {int(getattr(options, name))}"
+    wrong = [port for port in row.without.get(form, ()) if port < len(ids) and ids[port] >= 0]
+    if wrong:
+        return f"its {form} kernel is not known to be right with input {wrong[0]}"
     return ""
 
 
