@@ -78,15 +78,21 @@ class Sketch:
         """Adds an operator -> its first result."""
         made = [self.tensor(name, shape, dtype, scope=scope) for _ in range(outputs)]
         op_id = (scope, len(self.ops))
-        self.ops.append(Op(op_id, name, kind or native.lower(), native, tuple(inputs), tuple(made), {}, demands, constant=constant))
+        self.ops.append(
+            Op(op_id, name, kind or native.lower(), native, tuple(inputs), tuple(made), {}, demands, constant=constant)
+        )
         return made[0]
 
-    def dense(self, name: str, source: TensorId, shape: Sequence[int] = (64, 64), stored: str = "float32", **more: Any) -> TensorId:
+    def dense(
+        self, name: str, source: TensorId, shape: Sequence[int] = (64, 64), stored: str = "float32", **more: Any
+    ) -> TensorId:
         inputs = [source, self.constant(*shape, stored=stored), self.constant(shape[0])]
         return self.op(name, "FULLY_CONNECTED", inputs, DENSE, kind="dense", **more)
 
     def conv(self, name: str, source: TensorId, shape: Sequence[int] = (16, 3, 3, 16), **more: Any) -> TensorId:
-        return self.op(name, "CONV_2D", [source, self.constant(*shape), self.constant(shape[0])], CONV, kind="conv2d", **more)
+        return self.op(
+            name, "CONV_2D", [source, self.constant(*shape), self.constant(shape[0])], CONV, kind="conv2d", **more
+        )
 
     def finish(self, inputs: Sequence[TensorId] = (), outputs: Sequence[TensorId] = ()) -> Graph:
         return Graph(tuple(self.ops), self.tensors, tuple(inputs), tuple(outputs))
@@ -94,4 +100,6 @@ class Sketch:
 
 def with_grids(graph: Graph, grids: Mapping[TensorId, Quantization]) -> Graph:
     """The graph with grids carried by some tensors."""
-    return replace(graph, tensors={k: replace(t, quantization=grids.get(k, t.quantization)) for k, t in graph.tensors.items()})
+    return replace(
+        graph, tensors={k: replace(t, quantization=grids.get(k, t.quantization)) for k, t in graph.tensors.items()}
+    )

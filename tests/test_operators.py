@@ -26,7 +26,7 @@ from paring.runtime import Worker
 from paring.verify import PATHS, Finding, Verification, verify
 
 STATIC = {"int8": "int8", "int8-int16": "int16", "int4-int8": "int8"}
-WEIGHTED = ("dynamic-int8", "dynamic-int4", "dynamic-int4-block32")
+WEIGHTED = ("dynamic-int8", "dynamic-int4", "dynamic-int4-block32", "weight-only-int8", "float16")
 ALL = [case for cases in CASES.values() for case in cases]
 
 # Cases that do not become what their row offers, and what the report has to say instead.
@@ -128,7 +128,7 @@ def static_form(row: Row, recipe: str) -> str:
 
 
 def dynamic_form(case: Case, recipe: str) -> str:
-    versions = TABLE[case.op].versions
+    versions = TABLE[case.op].versions if recipe.startswith("dynamic") else {}
     kernel = next((c for i, c in enumerate(case.inputs) if any(w.input == i for w in TABLE[case.op].weights)), None)
     blocks = isinstance(kernel, Const) and kernel.values.ndim == 2 and kernel.values.shape[1] % 32 == 0
     wanted = ["dynamic-int4-block"] if recipe.endswith("block32") and blocks else []
@@ -174,7 +174,7 @@ def test_weights(recipe: str, case: Case, outcome: Callable[[str, Case], Outcome
     if case.name in EXCEPT and EXCEPT[case.name] in got.line.reason:
         form = "float"
     assert got.line.mode == ("weight-only" if form == "float" else "dynamic"), got.line.reason
-    stored = "weight-only-int4" if recipe != "dynamic-int8" else "weight-only-int8"
+    stored = "weight-only-int4" if "int4" in recipe else "weight-only-int8"
     judge(case, got, form, TABLE[case.op].difference(stored if form == "float" else form))
 
 
@@ -202,6 +202,18 @@ def test_loading_and_saving_changes_nothing(case: Case, unchanged: dict) -> None
     for made, saved in unchanged[case.name]:
         assert made.dtype == saved.dtype
         np.testing.assert_array_equal(made, saved)
+
+
+def test_a_grouped_convolution_has_a_scale_for_each_channel() -> None:
+    [case] = [c for c in ALL if c.name == "CONV_2D/grouped"]
+    source, data = build([case])
+    whole = {"weights": "int8", "activations": "dynamic", "granularity": "tensor"}
+    result = optimize(source.to_bytes(), {"rules": [{"kind": "*", "apply": {"quantize": whole}}]}, data)
+    [line] = [line for line in result.report.rows if line.name == case.name]
+    assert line.form == "dynamic-int8"
+    assert "groups need one scale per channel" in line.reason
+    assert result.report.verification is not None
+    assert not result.report.verification.failed
 
 
 # -- state ---------------------------------------------------------------------------------------------------------

@@ -24,9 +24,15 @@ from paring.solve import encode, solve
 
 BLOCKS = Quantize("int4", "dynamic", "block", 32)
 FORM_SETTINGS = [
-    Quantize("int8"), Quantize("int4"), Quantize("int8", granularity="tensor"), Quantize("int4", granularity="tensor"), BLOCKS,
-    replace(BLOCKS, range="mse"), Quantize("int8", range="mse"), Quantize("int4", range="mse"),
-]  # fmt: skip
+    Quantize("int8"),
+    Quantize("int4"),
+    Quantize("int8", granularity="tensor"),
+    Quantize("int4", granularity="tensor"),
+    BLOCKS,
+    replace(BLOCKS, range="mse"),
+    Quantize("int8", range="mse"),
+    Quantize("int4", range="mse"),
+]
 CONTEXT = Context("layer", axis=0, reduced=(1,))
 finite = st.floats(-4e5, 4e5, width=32)
 matrices = arrays.arrays(np.float32, st.tuples(st.integers(1, 5), st.sampled_from([32, 64, 96])), elements=finite)
@@ -38,7 +44,7 @@ def scales(grid: Quantization, shape: tuple[int, ...]) -> np.ndarray:
     return decode(np.ones(shape, np.int8), replace(grid, zero_point=np.zeros_like(grid.zero_point)))
 
 
-# -- what encoding promises ----------------------------------------------------------------------------------------------
+# -- what encoding promises ------------------------------------------------------------------------------------------
 
 
 @few
@@ -72,7 +78,9 @@ def test_mse_never_loses_more_than_min_max(w, chosen):
         return np.square(error).reshape(len(w), -1, chosen.block_size or w.shape[1]).sum(axis=2)
 
     # float16 block scales are rounded after the search.
-    assert (loss(chosen) <= loss(replace(chosen, range="minmax")) * (1.01 if chosen.block_size else 1 + 1e-5) + 1e-9).all()
+    assert (
+        loss(chosen) <= loss(replace(chosen, range="minmax")) * (1.01 if chosen.block_size else 1 + 1e-5) + 1e-9
+    ).all()
 
 
 @few
@@ -108,7 +116,9 @@ def test_weights_that_are_not_finite_are_refused(bad, chosen):
 
 
 def test_weights_whose_block_scale_no_float16_holds_are_refused():
-    with pytest.raises(InputError, match=r"in blocks: expected values within 458528, got 1e\+06\. Take one scale per channel"):
+    with pytest.raises(
+        InputError, match=r"in blocks: expected values within 458528, got 1e\+06\. Take one scale per channel"
+    ):
         BLOCKS.encode(np.full((1, 32), 1e6, np.float32), CONTEXT)
 
 
@@ -119,10 +129,12 @@ def test_weights_that_are_all_zero_have_a_grid(chosen):
     assert not encoded.values.any()
 
 
-# -- channels ------------------------------------------------------------------------------------------------------------
+# -- channels --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("shape", "axis"), [((6, 4), 0), ((6, 3, 3, 4), 0), ((1, 3, 3, 6), 3), ((4, 6), 1), ((5, 6, 4), 1)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((6, 4), 0), ((6, 3, 3, 4), 0), ((1, 3, 3, 6), 3), ((4, 6), 1), ((5, 6, 4), 1)]
+)
 def test_each_channel_has_its_own_scale_wherever_its_axis_is(shape, axis):
     size = np.arange(1, 7, dtype=np.float32)
     w = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
@@ -163,7 +175,7 @@ def test_blocks_have_one_scale_each():
         ([1, 2, 3, 4], (2, 1, 1, 2), 0, (1, 2, 3), [[[[1, 2]]], [[[3, 4]]]]),
         ([1, 2], (4, 1, 1, 1), 0, (1, 2, 3), [[[[1]]], [[[1]]], [[[2]]], [[[2]]]]),
     ],
-    ids=["dense", "conv", "matmul", "depthwise", "multiplier 2", "as wide as it has channels", "grouped", "one input per group"],
+    ids=["dense", "conv", "matmul", "depthwise", "multiplier 2", "wide as deep", "grouped", "one per group"],
 )  # fmt: skip
 def test_each_weight_knows_the_input_it_meets(values, shape, axis, reduced, wanted):
     got = per_input(np.array(values, float), shape, axis, reduced)
@@ -176,7 +188,7 @@ def test_a_layout_that_does_not_say_how_gives_none():
     assert per_input(np.ones(3), (4, 2), 0, ()) is None
 
 
-# -- weights that lie on a grid already ----------------------------------------------------------------------------------
+# -- weights that lie on a grid already ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -208,7 +220,7 @@ def test_a_grid_that_the_kernels_cannot_take_is_not_kept(grid):
     assert encoded.grid.same_grid(Quantize().encode(w, CONTEXT).grid)
 
 
-# -- encoding in chunks --------------------------------------------------------------------------------------------------
+# -- encoding in chunks ----------------------------------------------------------------------------------------------
 
 
 def whole_and_chunked(monkeypatch, chosen: Quantize, w: np.ndarray, context: Context):
@@ -247,10 +259,18 @@ def test_row_chunks_weigh_their_own_inputs(monkeypatch, shape, inputs):
     assert_same(*whole_and_chunked(monkeypatch, Quantize("int4", range="mse"), w, context))
 
 
-# -- solved biases -------------------------------------------------------------------------------------------------------
+# -- solved biases ---------------------------------------------------------------------------------------------------
 
 
-def layer(native: str, w: np.ndarray, bias: np.ndarray, mean: np.ndarray, chosen: Quantize, params: dict | None = None, high: float = 10.0):
+def layer(
+    native: str,
+    w: np.ndarray,
+    bias: np.ndarray,
+    mean: np.ndarray,
+    chosen: Quantize,
+    params: dict | None = None,
+    high: float = 10.0,
+):
     """The solved edit of one layer whose input has the mean `mean` and the range [0, `high`]."""
     net = Sketch()
     x = net.tensor("x", (1, mean.size))
@@ -261,7 +281,10 @@ def layer(native: str, w: np.ndarray, bias: np.ndarray, mean: np.ndarray, chosen
     y = net.op("layer", native, inputs, demands, kind=kinds[native])
     net.ops[0] = replace(net.ops[0], params=params or {})
     graph = net.finish([x], [y])
-    ranges = {x: TensorStatistics(0.0, high, 4 * mean.size, None, 4 * mean, 4 * (mean**2 + 1)), y: TensorStatistics(-1.0, 1.0, 4)}
+    ranges = {
+        x: TensorStatistics(0.0, high, 4 * mean.size, None, 4 * mean, 4 * (mean**2 + 1)),
+        y: TensorStatistics(-1.0, 1.0, 4),
+    }
     made = plan(graph, Recipe((Rule(chosen),)))
     return solve(made, Statistics(ranges, {})).edits[0]
 
@@ -319,7 +342,9 @@ def test_a_bias_that_would_overflow_gets_coarser_weights(granularity):
     bias, stored, source = edit.inputs[2], edit.inputs[1].encoded, edit.inputs[0].grid
     assert np.abs(bias.encoded.values.astype(np.int64)).max() <= 2**30
     assert bias.grid.scale == pytest.approx(source.scale * stored.grid.scale)
-    assert bias.encoded.values[2] * float(bias.grid.scale[2 if granularity == "channel" else 0]) == pytest.approx(1000.0, rel=1e-6)
+    assert bias.encoded.values[2] * float(bias.grid.scale[2 if granularity == "channel" else 0]) == pytest.approx(
+        1000.0, rel=1e-6
+    )
     step = scales(stored.grid, w.shape)
     assert (np.abs(decode(stored.values, stored.grid) - w) <= step * 1.01).all()
     if granularity == "channel":
@@ -340,5 +365,5 @@ def test_inputs_that_are_not_finite_are_refused_not_written_into_a_bias(bad):
 def test_a_layers_name_is_in_the_error_for_its_weights():
     w, b, mean = dense_layer()
     w[0, 0] = np.nan
-    with pytest.raises(InputError, match="cannot quantize weights.* for layer layer"):
+    with pytest.raises(InputError, match=r"cannot quantize weights.* for layer layer"):
         layer("FULLY_CONNECTED", w, b, mean, Quantize())

@@ -12,6 +12,7 @@ in a ParingError with one printable line, with no output and no temporary file l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -35,6 +36,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np
 
+from paring.data import feeds
 from paring.demo import model_path
 from paring.errors import ParingError
 from paring.formats.tflite.constants import shape_of, type_name
@@ -392,7 +394,7 @@ def _forked(folder: Path, recipe: str, samples: dict[str, np.ndarray] | None, pi
     seconds = time.perf_counter() - started
     peak = [resource.getrusage(who).ru_maxrss << 10 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     if end == "success":
-        said = _runs(out)
+        said = _runs(out, samples)
         violations += [said] if said else []
     found = {"end": end, "seconds": seconds, "memory": sum(peak), "message": message, "violations": violations}
     os.write(pipe, json.dumps(found).encode())
@@ -405,7 +407,8 @@ def _end_of(error: ParingError) -> str:
     cause: BaseException | None = error
     files = []
     while cause is not None:
-        files += [Path(frame.filename).name for frame in traceback.extract_tb(cause.__traceback__)[-1:]]
+        last = traceback.extract_tb(cause.__traceback__)[-1]
+        files.append("client.py" if last.name == "_check_input" else Path(last.filename).name)
         cause = cause.__cause__
     if "flatbuffer.py" in files:
         return "reader"
@@ -414,17 +417,12 @@ def _end_of(error: ParingError) -> str:
     return "check" if {"check.py", "shapes.py", "constants.py", "model.py"} & set(files) else "other"
 
 
-def _runs(path: Path) -> str:
-    """Empty where the written file loads and runs on a sample, on a path that users have."""
-    from paring.data import feeds
-
-    try:
-        sample = feeds(TfliteModel.open(path), None)[0].head(1)[0]
-    except Exception as error:
-        return f"the output is refused: {type(error).__name__}: {error}"
+def _runs(path: Path, samples: dict[str, np.ndarray] | None) -> str:
+    """Empty where the written file loads and runs on a path that users have, on a made-up sample or the intact file's."""
     said = []
-    for kernels in PATHS:
+    for kernels, data in itertools.product(PATHS, (None, samples)):
         try:
+            sample = feeds(TfliteModel.open(path), data)[0].head(1)[0]
             with Worker(Limits(60.0)) as worker:
                 worker.load("out", path, kernels=kernels)
                 worker.run("out", sample)

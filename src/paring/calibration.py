@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ from paring.graph import TensorId
 
 RANGE, HISTOGRAM, MOMENTS = "range", "histogram", "moments"
 _BUCKETS = 1 << 16
+
+
+@lru_cache(maxsize=64)
+def _ones(count: int) -> np.ndarray:
+    return np.ones(count, np.float32)
 
 
 @dataclass
@@ -47,21 +53,24 @@ class TensorStatistics:
         """Takes one array of float32, any shape, into account."""
         if not values.size:
             return
-        # np.minimum, not min: not-a-number has to stay, so that solving refuses it.
-        self.low = float(np.minimum(self.low, values.min()))
-        self.high = float(np.maximum(self.high, values.max()))
+        low, high = float(np.minimum.reduce(values, axis=None)), float(np.maximum.reduce(values, axis=None))
+        # Not-a-number comes in and stays, so that solving refuses it.
+        if low < self.low or low != low:
+            self.low = low
+        if high > self.high or high != high:
+            self.high = high
         self.count += values.size
         if self.histogram is not None:
             keys = np.ascontiguousarray(values, np.float32).reshape(-1).view(np.uint32) >> 16
             self.histogram += np.bincount(keys, minlength=_BUCKETS)
         if MOMENTS in wanted:
             rows = values.reshape(-1, values.shape[-1] if values.ndim else 1)
+            if self.mean_sum is None or self.square_sum is None:
+                self.mean_sum, self.square_sum = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
             # One sample in float32, many samples in float64. A product with ones sums narrow rows fastest.
-            ones = np.ones(len(rows), np.float32)
-            total = (ones @ rows).astype(np.float64)
-            squares = (ones @ np.square(rows)).astype(np.float64)
-            self.mean_sum = total if self.mean_sum is None else self.mean_sum + total
-            self.square_sum = squares if self.square_sum is None else self.square_sum + squares
+            ones = _ones(len(rows))
+            self.mean_sum += ones @ rows
+            self.square_sum += ones @ np.square(rows)
 
     def merge(self, other: TensorStatistics) -> TensorStatistics:
         """The statistics of both together; channel sums survive only where both have them."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paring.errors import InputError
 from paring.formats.tflite.constants import shape_of, type_name
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.view import entries
@@ -66,6 +67,8 @@ def feeds(
     model: TfliteModel, data: Any, *, labels: Any = None, image_range: Any = None, limit: int | None = None
 ) -> list[Feed]:
     """One Feed per entry; `data` None gives seeded samples."""
+    if data is None and image_range is not None:
+        raise InputError("image range is of no use", expected="a folder of images (--data)")
     found, seen = [], set()
     all_entries = entries(model)
     for key, (subgraph, inputs, outputs) in all_entries.items():

@@ -106,6 +106,7 @@ class WeightUse:
       bias: Input index of the bias that is added to their product.
       meets: The state whose grid they are multiplied with, an index into `Demands.state`; None for the first of `data`.
       dtype: Integer type in static forms: int8 (or int4 where a form says so) or int16.
+      grouped: Each channel sees a part of the input only; hybrid kernels then read one scale per channel.
     """
 
     input: int
@@ -114,6 +115,7 @@ class WeightUse:
     bias: int | None = None
     meets: int | None = None
     dtype: str = "int8"
+    grouped: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ class Demands:
         first ones belong to the `data` inputs, in their order; what enters a loop is not among them, it can be converted.
       computes: False for operators that only move, reshape or fill.
       symmetric: Inputs that need zero point 0 in int8 too (int16 always does); with `same` the results follow.
-      rescale: Ratio of scales within which the kernels are right: (`each`, `product` or `quotient`, low, high).
+      rescale: Ratio of scales within which the kernels are right: (`each`, `product` or `quotient`, low, high); `input`:
+        bounds of the scale itself.
       state: What it keeps for itself, in the order the kernel wants it.
       refuses: By form, why it does not take this operator as it is.
       since: Release of the first right runtime, by form, where operator versions do not tell.

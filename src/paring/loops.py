@@ -74,6 +74,21 @@ def accumulating(graph: Graph, decisions: Mapping[OpId, Decision]) -> tuple[dict
     return rounding, {tie: _STALLS for tie, circle in circles.items() if circle & grown}
 
 
+def deciding(graph: Graph, decisions: Mapping[OpId, Decision]) -> dict[OpId, str]:
+    """Operators without weights whose results only decide which way a loop or branch goes: float, lest rounding flips it."""
+    users = graph.consumers()
+    conditions = {tensor[0] for op in graph.ops if op.kind == "while" for tie in op.ties for tensor in tie[1:2]}
+    carried = {*graph.outputs, *(tensor for op in graph.ops for tie in op.ties for tensor in tie)}
+    found: set[OpId] = set()
+    for op in reversed(graph.ops):
+        uses = [use for tensor in op.outputs for use in users.get(tensor, ())]
+        decides = bool(uses) and all(user.id in found or (user.kind == "if" and not place) for user, place in uses)
+        if op.id[0] in conditions or (decides and not carried & set(op.outputs)):
+            found.add(op.id)
+    wanted = {d.op.id for d in decisions.values() if d.activations == "int8" and d.op.demands and not d.op.demands.weights}
+    return dict.fromkeys(found & wanted, "it only decides which way a loop or branch goes, and 8 bits could flip that")
+
+
 def _reached(start: TensorId, leads: Mapping[TensorId, set[TensorId]]) -> set[TensorId]:
     """All tensors that at least one step leads to."""
     found: set[TensorId] = set()

@@ -162,7 +162,8 @@ def optimize(
     clock.mark("load")
     made = plan(graph, chosen)
     clock.mark("plan")
-    given = feeds(model, data, image_range=image_range, limit=limit) if data is not None else None
+    asked = data is not None or image_range is not None
+    given = feeds(model, data, image_range=image_range, limit=limit) if asked else None
     found = _statistics(model, graph, made, given, statistics, chosen, kernels, progress)
     clock.mark("calibrate")
     if found is not None:
@@ -206,7 +207,11 @@ def optimize(
         runtime=oldest_runtime(versions_of(changed.root, changed), _floors(made)),
         samples=found.samples if found is not None else 0,
         seconds=clock.seconds,
-        notes=(*_notes(model, made, found, given, data), *_still_float(graph, chosen, solution)),
+        notes=(
+            *_notes(model, made, found, given, data),
+            *_still_float(graph, chosen, solution),
+            *(verification.notes if verification is not None else ()),
+        ),
     )
     return Result(changed, report, made, found)
 
@@ -295,7 +300,13 @@ def _no_reals(made: Plan, inputs: Sequence[TensorId | None]) -> bool:
 
 
 def _check_input(model: TfliteModel, verification: Verification) -> None:
-    """A source that no path runs is a broken one, unless it asks for an operator that this runtime does not bring."""
+    """A source that no path runs is a broken one, unless it asks for an operator that this runtime does not bring.
+
+    Made-up samples prove nothing about inputs of any size: a right model may well refuse an image of one pixel.
+    """
+    tensors = [model.subgraphs[0].tensors[int(i)] for i in model.subgraphs[0].inputs]
+    if not verification.given and any(t.shape_signature is not None and (t.shape_signature[1:] < 0).any() for t in tensors):
+        return
     natives = {model.native(op) for subgraph in model.subgraphs for op in subgraph.operators}
     if all(path in verification.refused for path in PATHS) and not any(n.startswith("CUSTOM:") for n in natives):
         raise InputError(
@@ -313,7 +324,7 @@ def _judge(verification: Verification, max_error: float | None) -> None:
         said += [f"{p}: {', '.join(f.name for f in wrong[:5])}" for p in verification.findings if (wrong := verification.wrong(p))]
         raise BoundError("no runtime path computes the result rightly", got="; ".join(said), todo="Nothing was written; skip those layers (--skip)")
     for name, error in verification.difference.items():
-        if max_error is not None and error > max_error:
+        if max_error is not None and not error <= max_error:  # not-a-number is within no bound
             raise BoundError(
                 "the result differs too much", where=f"output {name}", expected=f"at most {max_error:g} (--max-error)",
                 got=f"{error:.4g}", todo="Nothing was written",

@@ -9,9 +9,10 @@ from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
 from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
-from paring.loops import accumulating, settle
+from paring.loops import accumulating, deciding, settle
 from paring.recipe import Recipe
 
+_STATE = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE", "CALL_ONCE")
 _INTEGER = ("int8", "uint8", "int16", "int4")
 DROWNED = 6.0  # dB: below, the median channel of a tensor is mostly rounding noise
 SMALL = 256  # elements: below, scales and tables take as much room as integers save
@@ -26,7 +27,8 @@ def plan(graph: Graph, recipe: Recipe) -> Plan:
     matched = recipe.match(graph)
     decisions = {op.id: _decide(graph, op, *matched[op.id]) for op in graph.ops}
     rounding, carried = accumulating(graph, decisions)
-    decisions |= {op_id: Decision(decisions[op_id].op, FLOAT, reason=why) for op_id, why in rounding.items()}
+    for op_id, why in {**rounding, **deciding(graph, decisions)}.items():
+        decisions[op_id] = Decision(decisions[op_id].op, FLOAT, reason=why)
     settle(graph, decisions, carried)
     return Plan(graph, recipe, tuple(decisions[op.id] for op in graph.ops))
 
@@ -41,6 +43,8 @@ def _decide(graph: Graph, op: Op, wanted: Quantize | None, why: str) -> Decision
         return Decision(op, KEPT, reason="already quantized in the source model")
     if wanted is None:
         return Decision(op, FLOAT, reason=why)
+    if op.native in _STATE:
+        return Decision(op, FLOAT, reason="a variable keeps its type, and what sets it up stays as it is")
     if op.demands is None:
         return Decision(op, FLOAT, reason=f"no quantized kernel known for {op.native}")
     if any(t.dtype != "float32" for t in data) or not (data or op.demands.weights):
@@ -127,6 +131,8 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         shape = "x".join(str(d) for d in shapes[0])
         reason = f"{why}; blocks of {settings.block_size} do not fit {op.native} {shape}, one scale per channel"
         settings = replace(settings, granularity="channel", block_size=0)
+    if settings.granularity == "tensor" and any(use.grouped for use, _ in weights):
+        settings, reason = replace(settings, granularity="channel"), f"{reason}; groups need one scale per channel"
     if settings.activations == "dynamic":
         form = f"dynamic-{settings.weights}"
         fallback = op.demands.versions.keys() & {"dynamic-int8", "codes-int8"}

@@ -16,10 +16,11 @@ from paring.compress.quantize import Quantize
 from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.edits import Edit, Port
 from paring.errors import InputError
-from paring.graph import Graph, Op, OpId, Quantization, Tensor, TensorId, Weight, WeightUse
+from paring.graph import Op, OpId, Quantization, Tensor, TensorId, Weight, WeightUse
 from paring.grids import Grids, Propagation, activation_grid
 from paring.loops import inner
 from paring.plan import DROWNED, activation_input
+from paring.state import kept, wide
 
 CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
 _ASYMMETRIC = (
@@ -27,7 +28,6 @@ _ASYMMETRIC = (
     "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM",
 )  # fmt: skip
 BIAS_MAX = (2**31 - 1) // 2
-CELL = 16.0  # a cell state's magnitude that is always made room for
 
 
 @dataclass(frozen=True)
@@ -62,9 +62,9 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
                     wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
     for decision in plan.decisions:
         for use in decision.op.demands.state if decision.op.demands and decision.mode == STATIC else ():
-            kept = decision.op.inputs[use.input] if use.input is not None else None
-            if kept is not None and use.grid in ("cell", "range"):
-                wanted.setdefault(kept, set()).add(RANGE)
+            state = decision.op.inputs[use.input] if use.input is not None else None
+            if state is not None and use.grid in ("cell", "range"):
+                wanted.setdefault(state, set()).add(RANGE)
         source = activation_input(plan.graph, decision.op)
         if source is not None and decision.settings is not None and decision.mode in (STATIC, DYNAMIC, WEIGHT_ONLY):
             if decision.mode != WEIGHT_ONLY or _wants_moments(decision.settings):
@@ -192,13 +192,18 @@ class _Solver:
         first = inputs[op.demands.data[0]].grid if source is not None else None
         scale = first.scale if first is not None else None
         outputs = {i: Port(grids.written[op.outputs[i], dtype]) for i in op.demands.results}
-        state = self.state(op, grids.written[op.outputs[op.demands.results[0]], dtype]) if op.demands.state else []
+        state: tuple[Quantization, ...] = ()
+        if op.demands.state:
+            found = kept(self.graph, op, self.statistics, grids.written[op.outputs[op.demands.results[0]], dtype])
+            state = found.grids
+            self.notes.update({op.name: found.note} if found.note else {})
+            self.beyond.update({op.id: found.beyond} if found.beyond else {})
         for use, stored in self.graph.weights_of(op):
             assert stored.weight is not None
             if op.demands.same:  # a table whose codes are looked up as they are
                 inputs[use.input] = self.operand(stored.weight, outputs[op.demands.results[0]].grid, dtype)
                 continue
-            encoded = self.weight(decision, use, stored) if use.dtype == "int8" else _wide(stored.weight)
+            encoded = self.weight(decision, use, stored) if use.dtype == "int8" else wide(stored.weight)
             met = scale if use.meets is None else state[use.meets].scale
             bias = self.bias(op, use.bias)
             if bias is not None and use.bias is not None and encoded.grid is not None and met is not None:
@@ -206,53 +211,12 @@ class _Solver:
                 encoded, port = self.static_bias(encoded, bias_values, float(met[0]), dtype)
                 inputs[use.bias] = port
             inputs[use.input] = Port(encoded.grid, encoded)
-        for kept, grid in zip(op.demands.state, state, strict=True):
-            if kept.input is not None:
-                inputs[kept.input] = Port(grid, state=True)
-        inner = tuple(grid for kept, grid in zip(op.demands.state, state, strict=True) if kept.input is None)
+        for own, grid in zip(op.demands.state, state, strict=True):
+            if own.input is not None:
+                inputs[own.input] = Port(grid, state=True)
+        unseen = tuple(grid for own, grid in zip(op.demands.state, state, strict=True) if own.input is None)
         params = _params(op, decision.form)
-        return Edit(op.id, decision.form, self.version(decision), inputs, outputs, params, inner)
-
-    def state(self, op: Op, result: Quantization) -> list[Quantization]:
-        """Grids of what an operator keeps for itself, in the order of its demands."""
-        assert op.demands is not None
-        found = []
-        for number, use in enumerate(op.demands.state):
-            tensor = op.inputs[use.input] if use.input is not None else None
-            seen = self.statistics.get(tensor) if tensor is not None else None
-            reach = 2 * max(abs(seen.low), abs(seen.high)) if seen is not None and seen.count else None
-            met = [t.weight for w, t in self.graph.weights_of(op) if w.meets == number and t.weight is not None]
-            if use.grid == "result" or use.grid == "hidden" and not met:
-                found.append(result)
-            elif use.grid == "hidden":
-                found.append(_symmetric(1 / 127, "int8"))
-            elif use.grid == "unused":
-                found.append(_symmetric(2.0**-12, "int16"))
-            elif use.grid == "cell":
-                found.append(_symmetric(self.cell_scale(op, reach), "int16"))
-            else:
-                scale = (reach or 0.0) / 32767
-                for weight in met:  # the kernel adds the products of several rows in 32 bits
-                    codes = np.abs(_wide(weight).values.astype(np.int64)).sum(axis=1)
-                    added = codes.reshape(self.graph.tensors[op.outputs[0]].shape[-1], -1).sum(axis=1)
-                    scale = max(scale, (reach or 0.0) * float(added.max(initial=0)) / 2**30)
-                if seen is None or not seen.count:
-                    raise InputError(
-                        "no calibration statistics", where=f"the state of {op.name}",
-                        todo="Give data that reaches it (--data), or leave the operator float (--skip)",
-                    )  # fmt: skip
-                found.append(_symmetric(max(scale, 1e-12), "int16"))
-        return found
-
-    def cell_scale(self, op: Op, reach: float | None) -> float:
-        """A power of two, which the kernels shift by. Range to spare costs nothing: 15 bits are more than they use."""
-        clip = float(op.params.get("cell_clip", 0.0))
-        if reach is None and not clip:
-            self.notes[op.name] = f"its cell state is taken to stay within {CELL:g}: nothing was seen of it"
-        limit = clip if clip > 0 else max(CELL, reach or 0.0)
-        if limit > 64 and clip <= 0:
-            self.beyond[op.id] = f"its cell state reaches {(reach or 0.0) / 2:.3g}, and the kernels keep up to 64"
-        return float(2.0 ** np.clip(np.ceil(np.log2(limit)) - 15, -15, -9))
+        return Edit(op.id, decision.form, self.version(decision), inputs, outputs, params, unseen)
 
     def operand(self, constant: Weight, grid: Quantization | None, dtype: str) -> Port:
         """A constant at an activation's place: on the operator's shared grid, or on its own range."""
@@ -381,11 +345,15 @@ def unreachable(plan: Plan, solution: Solution) -> dict[OpId, str]:
     found = dict(solution.beyond)
     for edit in solution.edits:
         demands = ops[edit.op].demands
-        if demands is None or demands.rescale is None or not edit.outputs:
+        if demands is None or demands.rescale is None:
             continue
         of, low, high = demands.rescale
         ports = [edit.inputs[i].grid for i in sorted(edit.inputs) if i != demands.bias]
         scales = [float(g.scale.max()) for g in ports if g is not None]
+        if of == "input" and edit.form == "int8" and min(scales) < low:
+            found[edit.op] = f"the kernel takes unlike codes for equal at this scale ({min(scales):.3g}, right from {low:.3g})"
+        if of == "input" or not edit.outputs:
+            continue
         out = float(edit.outputs[min(edit.outputs)].grid.scale[0])  # type: ignore[union-attr]
         top = {"each": max(scales), "product": float(np.prod(scales)), "quotient": scales[0] / scales[-1]}[of]
         if not low <= top / out < high * (1 + 1e-6):
@@ -440,17 +408,6 @@ def _regrid(encoded: Encoded, scale: np.ndarray) -> Encoded:
     factor = (grid.scale.astype(np.float64) / scale).reshape([-1 if d == grid.axis else 1 for d in range(encoded.values.ndim)])
     codes = np.rint(encoded.values * factor).astype(encoded.values.dtype)
     return Encoded(codes, encoded.form, replace(grid, scale=scale))
-
-
-def _symmetric(scale: float, dtype: str) -> Quantization:
-    return Quantization(np.array([scale], np.float32), np.zeros(1, np.int64), dtype)
-
-
-def _wide(weight: Weight) -> Encoded:
-    """Weights that the kernel wants in int16, one scale for the tensor."""
-    values = np.asarray(weight.read(), np.float32)
-    grid = activation_grid(*_widened(values), "int16")
-    return Encoded(np.rint(values / grid.scale).astype(np.int16), "int16", grid)
 
 
 def _span(tables: list[Weight]) -> tuple[float, float]:

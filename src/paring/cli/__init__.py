@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from paring.errors import ParingError
 
+
+class _Group(TyperGroup):
+    """Says that the user stopped the work; typer itself ends without a word, older ones with exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            print("paring: interrupted, nothing was written", file=sys.stderr)
+            raise typer.Exit(130) from stop
+
+
 app = typer.Typer(
     name="paring",
+    cls=_Group,
     help="Make TensorFlow, Keras and LiteRT models smaller and faster, keep them right, and prove it.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,19 +49,16 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: 0 done, 1 a bound was missed, 2 bad input or usage."""
+    """Entry point: 0 done, 1 a bound was missed, 2 bad input or usage, 130 interrupted."""
     from paring.cli import demo, inspect, optimize, quantize, recipes
 
     for command in (quantize, optimize, inspect, recipes, demo):
         command.register(app)
     try:
-        app()
+        app(prog_name="paring")
     except ParingError as error:
         print(f"paring: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("paring: interrupted, nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 __all__ = ["app", "main"]

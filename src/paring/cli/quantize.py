@@ -58,6 +58,11 @@ def run(
     **settings: Any,
 ) -> Result:
     """Optimizes with a progress bar on a terminal, prints the report."""
+    if save_statistics is not None and data is None and settings.get("statistics") is None:
+        raise InputError("there are no statistics to save", where=str(save_statistics), todo="Give --data")
+    if save_statistics is not None and not save_statistics.parent.is_dir():
+        got = f"no folder {save_statistics.parent}"
+        raise InputError("cannot write the statistics", where=str(save_statistics), got=got)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("calibrating", total=settings.get("limit"), visible=False)
 
@@ -65,10 +70,10 @@ def run(
             progress.update(task, completed=done, visible=True)
 
         result = optimize(model, recipe, data, output=output, progress=step, **settings)
-    if save_statistics is not None:
-        if result.statistics is None:
-            raise InputError("there are no statistics to save", where=str(save_statistics), todo="Give --data")
+    if save_statistics is not None and result.statistics is not None:
         result.statistics.save(save_statistics)
+    elif save_statistics is not None:
+        print(f"paring: the recipe asks for no statistics, so {save_statistics} was not written", file=sys.stderr)
     if as_json:
         print(to_json(result.report))
     else:

@@ -69,7 +69,8 @@ class Quantize:
                     got=repr(getattr(self, name)),
                 )
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
-            raise InputError("bad setting", where="quantize.percentile", expected="50 to 100", got=repr(self.percentile))
+            got = repr(self.percentile)
+            raise InputError("bad setting", where="quantize.percentile", expected="50 to 100", got=got)
         if not isinstance(self.bias_correction, bool):
             got = repr(self.bias_correction)
             raise InputError("bad setting", where="quantize.bias_correction", expected="true or false", got=got)

@@ -32,11 +32,14 @@ _BASE = 64 * 2**20  # what the smallest model takes, several times over
 # The child needs a few modules and not all that the package brings, which takes as long to import as NumPy.
 _CHILD = """
 import sys, types
-package = sys.modules["paring"] = types.ModuleType("paring")
-package.__path__ = [{folder!r}]
+for name, folder in {folders!r}.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = [folder]
 from paring.runtime.worker import main
 main()
 """
+_FOLDERS = {"paring": str(Path(__file__).parents[1]), "paring.runtime": str(Path(__file__).parent)}
+_AHEAD = 8  # samples that wait in the pipe, so that parent and child do not wait for each other's turn
 _TICK = 0.1  # seconds between two looks at the clock
 _SMALL = 5e7  # multiply-adds: below, XNNPACK's threads wait for each other longer than they work
 _START = 60.0  # seconds for the child to begin: a slow disk is no fault of the model
@@ -82,13 +85,13 @@ class Worker:
         paths = os.pathsep.join(p for p in sys.path if p)
         environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
         self._child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD.format(folder=str(Path(__file__).parents[1]))],
+            [sys.executable, "-c", _CHILD.format(folders=_FOLDERS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=environment,
         )
-        self._waiting = False
+        self._open = 0  # requests without an answer so far
         self._ready = False
         self._deadline, self._late = float("inf"), False
         threading.Thread(target=self._watch, daemon=True).start()
@@ -157,8 +160,8 @@ class Worker:
         self._call("watch", name=name, wanted=[sorted(w) for w in wanted])
 
     def observe(self, name: str, inputs: Sequence[np.ndarray]) -> None:
-        """Runs one sample into the statistics; returns before it is done, errors come with the next request."""
-        self._settle()
+        """Runs one sample into the statistics; returns before it is done, errors come with a later request."""
+        self._settle(_AHEAD)
         self._start("observe", list(inputs), name=name)
 
     def gather(self, name: str) -> dict[int, TensorStatistics]:
@@ -183,32 +186,37 @@ class Worker:
     ) -> tuple[Mapping[str, Any], list[np.ndarray]]:
         self._settle()
         self._start(method, arrays, **arguments)
-        return self._settle(seconds)
+        return self._settle(seconds=seconds)
 
     def _start(self, method: str, arrays: list[np.ndarray] | None = None, **arguments: Any) -> None:
-        try:
-            send(cast(BinaryIO, self._child.stdin), {"call": method, **arguments}, arrays)
-            self._waiting = True
-        except (BrokenPipeError, OSError) as error:
-            raise self._died() from error
-
-    def _settle(self, seconds: float | None = None) -> tuple[Mapping[str, Any], list[np.ndarray]]:
-        if not self._waiting:
-            return {}, []
-        self._waiting = False
-        limit = seconds or self.limits.seconds if self._ready else _START
-        self._ready = True
+        """Sends a request; where the pipe is full that takes until the child has done what it was sent before."""
+        limit = (1 + self._open) * (self.limits.seconds if self._ready else _START)
         self._deadline = time.monotonic() + limit
         try:
-            message, arrays = receive(cast(BinaryIO, self._child.stdout))
-        except (EOFError, ValueError) as error:
-            if self._late:
-                raise RunError("the model does not finish", expected=f"an answer within {limit:.0f} s") from error
-            raise self._died() from error
+            send(cast(BinaryIO, self._child.stdin), {"call": method, **arguments}, arrays)
+            self._open += 1
+        except (BrokenPipeError, OSError) as error:
+            raise self._died(limit) from error
         finally:
             self._deadline = float("inf")
-        if not message["ok"]:
-            raise RunError(f"the runtime refuses the model: {_short(message['error'])}")
+
+    def _settle(self, left: int = 0, seconds: float | None = None) -> tuple[Mapping[str, Any], list[np.ndarray]]:
+        """Takes answers until no more than `left` requests are open -> the last answer."""
+        message: Mapping[str, Any] = {}
+        arrays: list[np.ndarray] = []
+        while self._open > left:
+            self._open -= 1
+            limit = seconds or self.limits.seconds if self._ready else _START
+            self._ready = True
+            self._deadline = time.monotonic() + limit
+            try:
+                message, arrays = receive(cast(BinaryIO, self._child.stdout))
+            except (EOFError, ValueError) as error:
+                raise self._died(limit) from error
+            finally:
+                self._deadline = float("inf")
+            if not message["ok"]:
+                raise RunError(f"the runtime refuses the model: {_short(message['error'])}")
         return message, arrays
 
     def _watch(self) -> None:
@@ -219,8 +227,10 @@ class Worker:
                 self._child.kill()
             time.sleep(_TICK)
 
-    def _died(self) -> RunError:
+    def _died(self, limit: float) -> RunError:
         self._child.wait()
+        if self._late:
+            return RunError("the model does not finish", expected=f"an answer within {limit:.0f} s")
         code = self._child.returncode
         name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         self._log.seek(0, os.SEEK_END)

@@ -46,19 +46,31 @@ class Session:
         elif reset and not self.stream:
             self.interpreter.reset_all_variables()
         for detail, array in zip(details, arrays, strict=True):
-            self.interpreter.set_tensor(detail["index"], array)
+            if array.size:
+                self.interpreter.set_tensor(detail["index"], array)
         self.interpreter.invoke()
 
     def run(self, arrays: list[np.ndarray], *, reset: bool = True) -> list[np.ndarray]:
         """Runs one sample and copies the outputs; state starts anew unless `reset` is False."""
         self.invoke(arrays, reset=reset)
-        return [self.interpreter.get_tensor(i) for i in self.outputs]
+        return [self.value(i) for i in self.outputs]
+
+    def value(self, output: int, *, copy: bool = True) -> np.ndarray:
+        """What an output holds. The binding refuses those without elements, as the first steps of a loop make them."""
+        try:
+            found = self.interpreter.get_tensor(output) if copy else self.interpreter.tensor(output)()
+        except ValueError:
+            detail = next(d for d in self.interpreter.get_output_details() if d["index"] == output)
+            if 0 not in detail["shape"]:
+                raise
+            found = np.zeros(detail["shape"], detail["dtype"])
+        return np.asarray(found)
 
     def observe(self, arrays: list[np.ndarray]) -> None:
         """Runs one sample and takes its outputs into the statistics, without copying them."""
         self.invoke(arrays)
         for position, wanted, statistics in self.statistics:
-            statistics.update(self.interpreter.tensor(self.outputs[position])(), wanted)
+            statistics.update(self.value(self.outputs[position], copy=False), wanted)
 
 
 class SignatureSession:

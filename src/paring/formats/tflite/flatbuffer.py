@@ -19,7 +19,9 @@ from paring.formats.tflite.schema import FIELDS, NAMES, SCALARS, TABLES, Field
 _U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
-_STRUCTS = {size_name: struct.Struct("<" + np.dtype(code).char) for size_name, (code, _) in SCALARS.items()}
+# By kind and size: NumPy's own letters mean other sizes to struct ("<L" is 4 bytes).
+_LETTERS = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "f4": "f"}
+_STRUCTS = {name: struct.Struct("<" + _LETTERS[code[1:]]) for name, (code, _) in SCALARS.items()}
 
 LIMIT = 2**31 - 1024  # a flatbuffer's own limit; payload behind it is reached by absolute offset and size
 
@@ -80,6 +82,7 @@ class _Reader:
         self.size = min(len(data), LIMIT + 1024)
         # Honest files name each byte about once; shared strings and vtables take them a little above.
         self.budget = 4 * self.size + 4096
+        self.strings: dict[int, str] = {}
 
     def spend(self, amount: int, where: str) -> None:
         self.budget -= amount
@@ -105,9 +108,11 @@ class _Reader:
 
     def string(self, at: int, where: str) -> str:
         at = self.follow(at, where)
-        count = self.length(at, 1, where)
-        self.spend(count, where)
-        return bytes(self.data[at + 4 : at + 4 + count]).decode("utf-8", "surrogateescape")
+        if at not in self.strings:  # one copy of a string that many tables share
+            count = self.length(at, 1, where)
+            self.spend(count, where)
+            self.strings[at] = bytes(self.data[at + 4 : at + 4 + count]).decode("utf-8", "surrogateescape")
+        return self.strings[at]
 
     def table(self, at: int, name: str, where: str) -> Table:
         vtable = at - int(_I32.unpack_from(self.data, at)[0])

@@ -73,7 +73,7 @@ class _Subgraph:
         count: list[Table] = self.table.tensors or []
         for index in range(len(count)):
             self.weights[index] = self.weight(index)
-        constant_ops = {id(op) for op in self.operators if all(self.weights[i] is not None for i in _list(op.outputs))}
+        constant_ops = {id(op) for op in self.operators if _list(op.outputs) and all(self.weights[i] is not None for i in _list(op.outputs))}
         if self.fold_ranges:
             self.fold(_list(self.table.outputs))
         for index, table in enumerate(count):
@@ -171,13 +171,20 @@ class _Subgraph:
             port = w.bias if biased else row.bias
             return port if port is not None and port < inputs and ids[port] >= 0 else None
 
+        def grouped(w: WeightInput) -> bool:
+            if len(w.reduced) != 3 or w.axis != 0:
+                return False
+            kernel, source = (shape_of(self.table.tensors[ids[port]]) for port in (w.input, ports[0]))
+            return bool(kernel and source) and kernel[-1] != source[-1]
+
         flipped = operator.builtin_options is not None and bool(operator.builtin_options.__dict__.get("adj_y"))
         results = range(outputs)[row.out] if isinstance(row.out, slice) else row.out
         return Demands(
             data=tuple(i for i in ports if i not in taken and ids[i] >= 0),
             results=tuple(i for i in results if i < outputs),
             weights=tuple(
-                WeightUse(w.input, w.axis, (-1,) if flipped else w.reduced, bias(w), w.meets, w.dtype) for w in weights
+                WeightUse(w.input, w.axis, (-1,) if flipped else w.reduced, bias(w), w.meets, w.dtype, grouped(w))
+                for w in weights
             ),
             bias=row.bias if row.bias is not None and row.bias < inputs and ids[row.bias] >= 0 else None,
             same=row.same,
