@@ -128,7 +128,7 @@ def main() -> int:
     args = figures.arguments(__doc__, rounds=5, samples=500, side="", source="", data="")
     if args.side:
         source, data = Path(args.source), Path(args.data)
-        modes = {"official, all tensors": "CALIBRATION_PRESERVE_ALL_TENSORS", "official, profiler": "CALIBRATION_PROFILER_BASED"}
+        modes = dict(zip(SIDES[1:], ("CALIBRATION_PRESERVE_ALL_TENSORS", "CALIBRATION_PROFILER_BASED"), strict=True))
         found = ours(source, data) if args.side == "ours" else official(source, data, modes[args.side])
         print(json.dumps(found))
         return 0
@@ -148,7 +148,8 @@ def main() -> int:
         for side, found in runs.items():
             worst, middle, count = off(found[0]["ranges"], true)
             medians = {
-                key: statistics.median(run[key] for run in found) for key in ("process_s", "calibrate_s", "without_start_s")
+                key: statistics.median(run[key] for run in found)
+                for key in ("process_s", "calibrate_s", "without_start_s")
             }
             figure.row("time and ranges", side=side, **medians, off_worst=worst, off_median=middle, tensors=count)
         orders = []
@@ -160,7 +161,9 @@ def main() -> int:
                 figure.row("shuffled", side=side, shuffle=seed, off_worst=worst, off_median=middle, tensors=count)
                 if side == "ours":
                     orders.append(ranges)
-                    figure.at_most(f"shuffle {seed}: furthest end of a range from the true one, share of its width", worst, 0.01)
+                    figure.at_most(
+                        f"shuffle {seed}: furthest end of a range from the true one, share of its width", worst, 0.01
+                    )
     same = all(ranges == runs["ours"][0]["ranges"] for ranges in orders)
     figure.at_least("the same ranges in every order (1 = yes)", float(same), 1)
     for other in SIDES[1:]:

@@ -140,8 +140,8 @@ def measure(name: str, folder: Path, count: int, figure: figures.Figures) -> Non
             error, wanted = np.linalg.norm(got - exact) / norm, np.linalg.norm(right - exact) / norm
             equal, total, different = constants(result.model, theirs)
             figure.row(
-                key, network=name, kernels=kernels, same=float((quanta == 0).mean()), within_one=float((quanta <= 1).mean()),
-                max_quanta=int(quanta.max()), error_ours=float(error), error_converter=float(wanted),
+                key, network=name, kernels=kernels, same=float((quanta == 0).mean()),
+                within_one=float((quanta <= 1).mean()), max_quanta=int(quanta.max()), error_ours=float(error), error_converter=float(wanted),
                 error_ratio=float(error / wanted), constants_equal=f"{equal}/{total}",
             )  # fmt: skip
             if different and key[0] == "a":
@@ -152,8 +152,8 @@ def main() -> int:
     args = figures.arguments(__doc__, networks=",".join(zoo.NAMES), samples=40, keep="")
     figure = figures.Figures(
         "converter_twin",
-        f"named recipe int8 (range minmax) from the converter's float file, calibrated on {CALIBRATION} samples; outputs on "
-        f"{args.samples} samples against the converter's int8 file on the same kernels; error = |int8 - float| / |float|.",
+        f"named recipe int8 (range minmax) from the converter's float file, calibrated on {CALIBRATION} samples; "
+        f"outputs on {args.samples} samples against the converter's int8 file on the same kernels; error = |int8 - float| / |float|.",
     )
     with tempfile.TemporaryDirectory(prefix="twin-") as temporary:
         folder = Path(args.keep or temporary)

@@ -33,11 +33,13 @@ def make(path: Path, layers: int, width: int) -> None:
     tensors = [Table("Tensor", name="x", shape=shape, type=0, buffer=0)]
     for layer in range(layers):
         values = rng.standard_normal((width, width), np.float32) / np.float32(width**0.5)
-        buffers += [Table("Buffer", data=values.reshape(-1).view(np.uint8)), Table("Buffer", data=np.zeros(4 * width, np.uint8))]
+        weight, bias = len(buffers), len(buffers) + 1
+        buffers += [Table("Buffer", data=d.view(np.uint8)) for d in (values.reshape(-1), np.zeros(width, np.float32))]
         start = len(tensors)
+        square = np.array([width, width], np.int32)
         tensors += [
-            Table("Tensor", name=f"layer{layer}/w", shape=np.array([width] * 2, np.int32), type=0, buffer=len(buffers) - 2),
-            Table("Tensor", name=f"layer{layer}/b", shape=shape[1:], type=0, buffer=len(buffers) - 1),
+            Table("Tensor", name=f"layer{layer}/w", shape=square, type=0, buffer=weight),
+            Table("Tensor", name=f"layer{layer}/b", shape=shape[1:], type=0, buffer=bias),
             Table("Tensor", name=f"layer{layer}", shape=shape, type=0, buffer=0),
         ]
         operators.append(
@@ -55,7 +57,9 @@ def make(path: Path, layers: int, width: int) -> None:
         outputs=np.array([len(tensors) - 1], np.int32),
     )  # fmt: skip
     codes = [operator_code("FULLY_CONNECTED", 1)]
-    root = Table("Model", version=3, operator_codes=codes, subgraphs=[graph], buffers=buffers, description="large dense")
+    root = Table(
+        "Model", version=3, operator_codes=codes, subgraphs=[graph], buffers=buffers, description="large dense"
+    )
     TfliteModel(root, memoryview(b""), str(path)).save(path)
 
 
@@ -105,8 +109,8 @@ def main() -> int:
     megabytes = args.layers * args.width**2 * 4 / 1e6
     figure = figures.Figures(
         "large_dense",
-        f"{args.layers} FULLY_CONNECTED {args.width}x{args.width} ({megabytes:.0f} MB of float32) to dynamic int8; fresh processes, "
-        f"alternating, {args.rounds} rounds, file in the page cache; imports are timed on neither side.",
+        f"{args.layers} FULLY_CONNECTED {args.width}x{args.width} ({megabytes:.0f} MB of float32) to dynamic int8; fresh "
+        f"processes, alternating, {args.rounds} rounds, file in the page cache; imports are timed on neither side.",
     )
     with tempfile.TemporaryDirectory(prefix="large-", dir=args.folder or None) as folder:
         source, target = Path(folder) / "float.tflite", Path(folder) / "int8.tflite"

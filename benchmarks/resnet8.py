@@ -23,7 +23,16 @@ import figures
 import numpy as np
 
 MODEL = figures.SHARED / "models" / "pretrainedResnet.tflite"
-RECIPES = ("float16", "weight-only-int8", "dynamic-int8", "int8-int16", "int8", "int4-int8", "weight-only-int4", "dynamic-int4")
+RECIPES = (
+    "float16",
+    "weight-only-int8",
+    "dynamic-int8",
+    "int8-int16",
+    "int8",
+    "int4-int8",
+    "weight-only-int4",
+    "dynamic-int4",
+)
 OFFICIAL = ("dynamic_wi8_afp32", "dynamic_legacy_wi8_afp32", "weight_only_wi8_afp32", "dynamic_wi4_afp32")
 
 

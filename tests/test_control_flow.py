@@ -329,10 +329,7 @@ def test_a_branch_that_no_sample_takes_stays_float_and_says_so():
     for what in ("kernel", "made"):
         assert found[f"else {what}"].mode == FLOAT and "no sample reaches" in found[f"else {what}"].reason
     assert found["chosen"].mode == FLOAT or "stays float: no sample reaches" in found["chosen"].reason
-    everywhere = samples(model)["x"]
-    assert (
-        relative(model, result.model, everywhere) < EXPECTED["int8"][0]
-    )  # the float branch is right where it is taken after all
+    assert difference(result) < EXPECTED["int8"][0]
 
 
 def test_what_decides_a_branch_stays_float():
@@ -477,7 +474,7 @@ class Flow(tf.Module):
     def nested(self, x):
         def body(i, y):
             up, down = (lambda: tf.matmul(y, self.w)), (lambda: tf.tanh(tf.matmul(y, self.v)))
-            return i + 1, tf.cond(tf.reduce_mean(y) > 0, up, down)
+            return i + 1, tf.cond(i % 2 > 0, up, down)
         return tf.while_loop(lambda i, y: i < 4, body, [0, x])[1]
     def variable(self, x):
         self.state.assign(tf.tanh(self.state + tf.matmul(x, self.w)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import io
+import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +18,11 @@ from conftest import REPOSITORY
 from paring import optimize
 from paring.demo import model_path
 from paring.errors import InputError, ParingError
-from paring.formats.tflite.flatbuffer import Table
-from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.flatbuffer import Table, encode
+from paring.formats.tflite.model import IDENTIFIER, TfliteModel
 from paring.formats.tflite.schema import ENUMS
 
-COUNT, SEED = 150, 20
+COUNT, SEED = 100, 20
 
 
 @pytest.fixture(scope="module")
@@ -252,10 +254,6 @@ def test_buffers_that_share_their_bytes_cannot_multiply_the_file():
         buffer.offset, buffer.size = start, place.nbytes
     for t in root.subgraphs[0].tensors:
         t.buffer = 0
-    from paring.formats.tflite.model import IDENTIFIER
-    from paring.formats.tflite.flatbuffer import encode
-    import io
-
     out = io.BytesIO()
     encode(root, IDENTIFIER, out, lambda table, field: False)
     with pytest.raises(InputError, match="its buffers overlap"):
@@ -277,38 +275,29 @@ def test_what_is_no_flatbuffer_is_refused(data: bytes, says: str):
 
 
 def test_tables_that_unfold_without_end_are_refused():
-    """Many operators of one file that all lead to one table with many fields: small on disk, endless in memory."""
-    root = model()
-    root.subgraphs = root.subgraphs * 1
-    data = bytearray(TfliteModel(root, memoryview(b""), "").to_bytes())
-    at = _subgraph_cell(data)
-    count = 50_000
-    target = at + 4 + int.from_bytes(data[at + 4 : at + 8], "little")
-    start = len(data) + -len(data) % 4
-    data.extend(bytes(start - len(data)))
-    # A table lies before what leads to it: offsets only point forward, so a copy of the file goes behind the vector.
-    body = bytes(data)
-    cells = start + 4
-    inner = cells + 4 * count
-    data += count.to_bytes(4, "little") + b"".join(
-        (inner + target - (cells + 4 * i)).to_bytes(4, "little") for i in range(count)
-    )
-    data += body
-    cell = _cell_of_subgraphs(data)
-    data[cell : cell + 4] = (start - cell).to_bytes(4, "little")
+    """A vector of 2,000 offsets to one and the same subgraph: small on disk, endless in memory."""
+    body, count = TfliteModel.open(model_path()).to_bytes(), 2000
+    vector = _follow(body, _cell_of_subgraphs(body))
+    table = _follow(body, vector + 4)
+    start = len(body) + -len(body) % 4
+    copy = start + 4 + 4 * count  # offsets point forward only, so a copy of the file goes behind the vector
+    cells = [copy + table - (start + 4 + 4 * i) for i in range(count)]
+    data = bytearray(body.ljust(start, b"\0") + struct.pack(f"<{count + 1}I", count, *cells) + body)
+    cell = _cell_of_subgraphs(body)
+    struct.pack_into("<I", data, cell, start - cell)
     with pytest.raises(InputError, match="unfolds to more than the file holds"):
         TfliteModel.parse(memoryview(bytes(data)))
 
 
-def _cell_of_subgraphs(data: bytearray) -> int:
-    table = int.from_bytes(data[0:4], "little")
-    vtable = table - int.from_bytes(data[table : table + 4], "little", signed=True)
-    return table + int.from_bytes(data[vtable + 8 : vtable + 10], "little")  # slot 2
+def _follow(data: bytes, at: int) -> int:
+    return at + int(struct.unpack_from("<I", data, at)[0])
 
 
-def _subgraph_cell(data: bytearray) -> int:
-    cell = _cell_of_subgraphs(data)
-    return cell + int.from_bytes(data[cell : cell + 4], "little")
+def _cell_of_subgraphs(data: bytes) -> int:
+    """Where the Model table has the offset of its subgraphs: slot 2."""
+    table = _follow(data, 0)
+    vtable = table - int(struct.unpack_from("<i", data, table)[0])
+    return table + int(struct.unpack_from("<H", data, vtable + 8)[0])
 
 
 def test_names_from_files_reach_the_terminal_as_one_printable_line():

@@ -304,8 +304,9 @@ def mutation(seeds: Sequence[Seed], seed: int, number: int) -> Case:
     kind = kinds[int(random.choice(len(kinds), p=shares / shares.sum()))]
     if kind == "sparsity" and kind not in model.cells:
         model = next((s for s in seeds if kind in s.cells), model)
-    data = bytearray(model.data)
-    said = MUTATIONS[kind](random, data, model, seeds)
+    data, said = bytearray(model.data), ""
+    while data == model.data:  # a number may be set to what it was
+        said = MUTATIONS[kind](random, data, model, seeds)
     return Case(number, kind, model.name, RECIPES[number % len(RECIPES)], said, bytes(data))
 
 

@@ -79,7 +79,8 @@ def real(value: np.ndarray, model: TfliteModel, number: int, position: int) -> n
 
 
 def made_up(model: TfliteModel, number: int, seed: int) -> list[np.ndarray] | None:
-    """Seeded inputs for a subgraph that no sample reaches: any code, normal numbers, zero for counters and indices.
+    """Seeded inputs for a subgraph that no sample reaches: normal numbers, codes around their zero point (so that results
+    do not all saturate), zero for counters and indices.
 
     Returns:
       One array per input, or None where a shape is open or a type (resource, string) has no values to make up.
@@ -92,9 +93,10 @@ def made_up(model: TfliteModel, number: int, seed: int) -> list[np.ndarray] | No
             return None
         if dtype == "float32":
             found.append(rng.normal(size=shape).astype(np.float32))
-        elif dtype in ("int8", "int16", "uint8") and quantization_of(model, graph, tensor) is not None:
+        elif dtype in ("int8", "int16", "uint8") and (grid := quantization_of(model, graph, tensor)) is not None:
             info = np.iinfo(dtype)
-            found.append(rng.integers(info.min, info.max, shape, dtype, endpoint=True))
+            codes = np.rint(rng.normal(int(grid.zero_point[0]), (info.max - info.min) / 10, shape))
+            found.append(np.clip(codes, info.min, info.max).astype(dtype))
         elif dtype in ("int32", "int64", "bool"):
             found.append(np.zeros(shape, dtype))
         else:

@@ -85,7 +85,9 @@ def deciding(graph: Graph, decisions: Mapping[OpId, Decision]) -> dict[OpId, str
         decides = bool(uses) and all(user.id in found or (user.kind == "if" and not place) for user, place in uses)
         if op.id[0] in conditions or (decides and not carried & set(op.outputs)):
             found.add(op.id)
-    wanted = {d.op.id for d in decisions.values() if d.activations == "int8" and d.op.demands and not d.op.demands.weights}
+    wanted = {
+        d.op.id for d in decisions.values() if d.activations == "int8" and d.op.demands and not d.op.demands.weights
+    }
     return dict.fromkeys(found & wanted, "it only decides which way a loop or branch goes, and 8 bits could flip that")
 
 

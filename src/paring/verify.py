@@ -17,6 +17,7 @@ from paring.formats.tflite.extract import extract
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.program import bodies, build
 from paring.formats.tflite.twin import Probe, instrument
+from paring.piecewise import LARGE, pieces
 from paring.runtime import RunError, Worker
 
 PATHS = ("xnnpack", "builtin")
@@ -64,7 +65,12 @@ class Verification:
 
 
 def verify(
-    source: TfliteModel, written: TfliteModel, feeds: Sequence[Feed], *, compare: int = 32, written_path: Path | None = None
+    source: TfliteModel,
+    written: TfliteModel,
+    feeds: Sequence[Feed],
+    *,
+    compare: int = 32,
+    written_path: Path | None = None,
 ) -> Verification:
     """Verifies a written model.
 
@@ -83,13 +89,41 @@ def verify(
             source.save(paths["source"])
         if written_path is None:
             written.save(paths["written"])
+        large = len(written.data) > LARGE
         for path in PATHS:
-            _operators(source, written, feeds, path, paths, Path(folder), result)
+            if large:
+                _pieces(written, path, Path(folder), result)
+            else:
+                _operators(source, written, feeds, path, paths, Path(folder), result)
+        if large and not result.given:
+            result.notes.append(
+                "a large model without data: its operators were verified one by one, the whole was not run"
+            )
+            return result
         path = next((p for p in PATHS if p in result.findings), None)
         for feed in feeds if path is not None else ():
             _whole(source, written, feed, f"{feed.signature}/" if len(feeds) > 1 else "", path, paths, compare, result)
     result.notes = list(dict.fromkeys(result.notes))
     return result
+
+
+def _pieces(written: TfliteModel, path: str, folder: Path, result: Verification) -> None:
+    """Every quantized operator alone, so that memory stays bounded by one of them."""
+    worst: dict[str, Finding] = {}
+    file = folder / "piece.tflite"
+    try:
+        for piece, probes, sample in pieces(written, file):
+            with Worker(limits(piece, sample=sample)) as worker:
+                worker.load("piece", file, kernels=path)
+                outputs = worker.run("piece", sample)
+            for probe in probes:
+                finding = measure(probe, outputs)
+                if probe.name not in worst or finding.quanta > worst[probe.name].quanta:
+                    worst[probe.name] = finding
+    except RunError as error:
+        result.failed[path] = str(error)
+        return
+    result.findings[path] = list(worst.values())
 
 
 def _operators(
@@ -119,7 +153,9 @@ def _operators(
         numbers = [feed.subgraph, *sorted(bodies(written, feed.subgraph) - {number for number, _ in worst})]
         twins = {number: _twin(written, number, folder) for number in numbers}
         twins = {number: twin for number, twin in twins.items() if twin[1] or number == feed.subgraph}
-        bounds = limits(written, *([written] if len(twins) > 1 else []), *(model for model, _ in twins.values()), sample=samples[0])
+        bounds = limits(
+            written, *([written] if len(twins) > 1 else []), *(model for model, _ in twins.values()), sample=samples[0]
+        )
         try:
             with Worker(replace(bounds, seconds=bounds.seconds * (1 if len(twins) == 1 else 10))) as worker:
                 _load(worker, "written", paths, feed, path)

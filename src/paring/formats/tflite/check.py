@@ -67,8 +67,14 @@ def check_model(model: TfliteModel) -> None:
             raise Malformed(f"buffer {index} lies outside the file")
     if sum(data.nbytes for buffer in root.buffers if (data := model.payload(buffer)) is not None) > 2 * len(model.data):
         raise Malformed("its buffers overlap: together they are more than the file holds")
+    for code in root.operator_codes or ():
+        value = max(code.builtin_code, code.deprecated_builtin_code)
+        if NAMES["BuiltinOperator"].get(value) == "CUSTOM" and not code.custom_code:
+            raise Malformed("a custom operator has no name")
     for index, subgraph in enumerate(root.subgraphs):
         _check_subgraph(model, subgraph, f"subgraph {index}")
+    if not root.subgraphs[0].outputs.size:
+        raise Malformed("the model has no outputs")
     _check_control(model)
     _check_recursion(model)
     for entry in root.metadata or ():

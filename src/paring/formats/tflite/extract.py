@@ -38,7 +38,9 @@ def extract(model: TfliteModel, inputs: Sequence[TensorId] | None, outputs: Sequ
     sliced.outputs = np.array([index for _, index in outputs], np.int32)
     run = reachable(draft.subgraphs, operators)
     if number and 0 in run:
-        raise InputError("cannot cut the model", where=f"subgraph {number}", got="a body that is the model's first subgraph")
+        raise InputError(
+            "cannot cut the model", where=f"subgraph {number}", got="a body that is the model's first subgraph"
+        )
     draft.subgraphs[0] = sliced  # the entry is always subgraph 0; bodies keep their numbers, for operators name them
     nothing = np.zeros(0, np.int32)
     for other in range(1, len(draft.subgraphs)):
@@ -71,6 +73,13 @@ def _between(graph: Table, starts: set[int], ends: list[int], model: TfliteModel
             needed |= {int(i) for i in operator.inputs if i >= 0} - starts if operator.inputs is not None else set()
     for index in needed:
         tensor = graph.tensors[index]
-        if not (tensor.buffer or tensor.is_variable or index in starts or 0 in (tensor.shape if tensor.shape is not None else ())):
-            raise InputError("cannot cut the model", where=f"tensor {tensor.name}", got="a value that no input of the slice gives")
+        if not (
+            tensor.buffer
+            or tensor.is_variable
+            or index in starts
+            or 0 in (tensor.shape if tensor.shape is not None else ())
+        ):
+            raise InputError(
+                "cannot cut the model", where=f"tensor {tensor.name}", got="a value that no input of the slice gives"
+            )
     return kept[::-1]

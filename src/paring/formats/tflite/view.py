@@ -73,7 +73,8 @@ class _Subgraph:
         count: list[Table] = self.table.tensors or []
         for index in range(len(count)):
             self.weights[index] = self.weight(index)
-        constant_ops = {id(op) for op in self.operators if _list(op.outputs) and all(self.weights[i] is not None for i in _list(op.outputs))}
+        made = {id(op): [self.weights[i] for i in _list(op.outputs)] for op in self.operators}
+        constant_ops = {key for key, found in made.items() if found and all(w is not None for w in found)}
         if self.fold_ranges:
             self.fold(_list(self.table.outputs))
         for index, table in enumerate(count):
@@ -199,7 +200,7 @@ class _Subgraph:
         )
 
     def control(self, operator: Table, native: str) -> Demands:
-        """Values that a loop or branch carries: one under several names, inside and outside; only real ones are tied."""
+        """Values that a loop or branch carries, each under several names inside and outside; only real ones are tied."""
         graphs = self.model.subgraphs
         ins, outs, inner = _list(operator.inputs), _list(operator.outputs), regions(operator)
         taken, given = ([_list(getattr(graphs[r], side)) for r in inner] for side in ("inputs", "outputs"))
@@ -211,7 +212,8 @@ class _Subgraph:
             ties = [leaving[i] for i in data]
         else:
             entering = [[(self.number, i), *tie] for i, tie in zip(ins[1:], entering, strict=True)]
-            leaving = [[(self.number, o), *((r, g[i]) for r, g in zip(inner, given, strict=True))] for i, o in enumerate(outs)]
+            sides = list(zip(inner, given, strict=True))
+            leaving = [[(self.number, o), *((r, g[i]) for r, g in sides)] for i, o in enumerate(outs)]
             data = [i + 1 for i, tie in enumerate(entering) if self.real(tie)]
             results = [i for i, tie in enumerate(leaving) if self.real(tie)]
             ties = [entering[i - 1] for i in data] + [leaving[i] for i in results]
