@@ -1,7 +1,7 @@
-"""Calibrating ResNet8 on 500 samples: time, and how near the ranges are to the true ones, beside the official quantizer.
+"""Calibrating ResNet8 on 500 samples: time, and how true the ranges are, beside the official quantizer.
 
-Time is given three ways: a fresh process from its start to its end (interpreter, imports, reading the data, calibrating);
-the calibration alone, our child process' start included; and ours once the child runs. Theirs calibrates a model
+Time is given three ways: a fresh process from start to end (interpreter, imports, reading data, calibrating); the
+calibration alone, our child process' start included; and ours once the child runs. Theirs calibrates a model
 without a signature not at all, so it gets the same file with a signature that our writer added.
 """
 

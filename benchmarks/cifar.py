@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+from itertools import pairwise
 
 import figures
 import numpy as np
 
 
 def images(part: str, count: int, size: int = 32) -> np.ndarray:
-    """The first `count` images of `train` or `test` -> float32 [count, size, size, 3] in 0 to 255, bicubic where resized."""
+    """The first `count` images of `train` or `test` -> float32 [count, size, size, 3], 0 to 255; bicubic."""
     from PIL import Image
 
     with np.load(figures.SHARED / "data" / "cifar10_jpeg.npz") as data:
         raw, offsets = data[f"{part}_jpeg"], data[f"{part}_offsets"]
     found = []
-    for start, stop in zip(offsets[:count], offsets[1 : count + 1], strict=True):
+    for start, stop in pairwise(offsets[: count + 1]):
         image = Image.open(io.BytesIO(raw[start:stop].tobytes())).convert("RGB")
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)

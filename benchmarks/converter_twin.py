@@ -141,7 +141,8 @@ def measure(name: str, folder: Path, count: int, figure: figures.Figures) -> Non
             equal, total, different = constants(result.model, theirs)
             figure.row(
                 key, network=name, kernels=kernels, same=float((quanta == 0).mean()),
-                within_one=float((quanta <= 1).mean()), max_quanta=int(quanta.max()), error_ours=float(error), error_converter=float(wanted),
+                within_one=float((quanta <= 1).mean()), max_quanta=int(quanta.max()), error_ours=float(error),
+                error_converter=float(wanted),
                 error_ratio=float(error / wanted), constants_equal=f"{equal}/{total}",
             )  # fmt: skip
             if different and key[0] == "a":
@@ -153,7 +154,8 @@ def main() -> int:
     figure = figures.Figures(
         "converter_twin",
         f"named recipe int8 (range minmax) from the converter's float file, calibrated on {CALIBRATION} samples; "
-        f"outputs on {args.samples} samples against the converter's int8 file on the same kernels; error = |int8 - float| / |float|.",
+        f"outputs on {args.samples} samples against the converter's int8 file on the same kernels; "
+        "error = |int8 - float| / |float|.",
     )
     with tempfile.TemporaryDirectory(prefix="twin-") as temporary:
         folder = Path(args.keep or temporary)

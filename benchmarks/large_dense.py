@@ -109,8 +109,8 @@ def main() -> int:
     megabytes = args.layers * args.width**2 * 4 / 1e6
     figure = figures.Figures(
         "large_dense",
-        f"{args.layers} FULLY_CONNECTED {args.width}x{args.width} ({megabytes:.0f} MB of float32) to dynamic int8; fresh "
-        f"processes, alternating, {args.rounds} rounds, file in the page cache; imports are timed on neither side.",
+        f"{args.layers} FULLY_CONNECTED {args.width}x{args.width} ({megabytes:.0f} MB of float32) to dynamic int8; "
+        f"fresh processes, alternating, {args.rounds} rounds, file in the page cache; imports are timed on neither side.",
     )
     with tempfile.TemporaryDirectory(prefix="large-", dir=args.folder or None) as folder:
         source, target = Path(folder) / "float.tflite", Path(folder) / "int8.tflite"

@@ -76,8 +76,8 @@ def main() -> int:
     args = figures.arguments(__doc__, images=2000, calibration=200)
     figure = figures.Figures(
         "resnet8",
-        f"{args.images} CIFAR-10 test images (JPEG), calibrated on {args.calibration} training images, default kernels; "
-        "drop = top-1 of float minus top-1; 2sd = two standard deviations of that paired difference.",
+        f"{args.images} CIFAR-10 test images (JPEG), calibrated on {args.calibration} training images, default "
+        "kernels; drop = top-1 of float minus top-1; 2sd = two standard deviations of that paired difference.",
     )
     from paring import optimize
 
@@ -92,7 +92,8 @@ def main() -> int:
         change = (got == labels).astype(float) - right
         drop, spread = -float(change.mean()), 2 * float(change.std() / len(change) ** 0.5)
         found = {
-            "top1": float((got == labels).mean()), "agreement": float((got == truth).mean()), "drop": drop, "2sd": spread,
+            "top1": float((got == labels).mean()), "agreement": float((got == truth).mean()), "drop": drop,
+            "2sd": spread,
             "lost": int((change < 0).sum()), "gained": int((change > 0).sum()), "bytes": len(content),
             "smaller": len(source) / len(content),
         }  # fmt: skip

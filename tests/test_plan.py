@@ -229,9 +229,6 @@ def built(kind: str) -> Graph:
 @pytest.mark.parametrize(
     ("kind", "settings", "reason"),
     [
-        ("int32", INT8, "works on int32"),
-        ("int32", DYNAMIC, "works on int32"),
-        ("no reals", INT8, "works on no real numbers"),
         ("no row", INT8, "no quantized kernel known for SIN"),
         ("no row", DYNAMIC, "no quantized kernel known for SIN"),
         ("no int8 kernel", INT8, "no int8 kernel for REVERSE_SEQUENCE"),
@@ -245,6 +242,19 @@ def test_what_no_kernel_serves_stays_float_with_the_reason(kind, settings, reaso
     got = decide(built(kind), settings, "it")
     assert got.mode == "float"
     assert reason in got.reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "reason"),
+    [
+        ("int32", INT8, "works on int32"),
+        ("int32", DYNAMIC, "works on int32"),
+        ("no reals", INT8, "works on no real numbers"),
+    ],
+)
+def test_what_carries_no_real_numbers_has_nothing_to_quantize(kind, settings, reason):
+    got = decide(built(kind), settings, "it")
+    assert (got.mode, got.reason) == ("other", reason)
 
 
 @pytest.mark.parametrize("settings", [INT8, DYNAMIC, None])

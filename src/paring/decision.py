@@ -10,7 +10,8 @@ from paring.compress.quantize import Quantize
 from paring.graph import Graph, Op, OpId
 from paring.recipe import Recipe
 
-FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY, KEPT, CONSTANT = "float", "static", "dynamic", "weight-only", "kept", "constant"
+FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY = "float", "static", "dynamic", "weight-only"
+KEPT, CONSTANT, OTHER = "kept", "constant", "other"
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Decision:
 
     Attributes:
       op: The operator; of a static loop or branch, its demands hold only the values that become integer.
-      mode: `static`, `dynamic`, `weight-only`, `float`, `kept` (already quantized) or `constant` (part of a weight).
+      mode: `static`, `dynamic`, `weight-only`, `float`, `kept` (already quantized), `constant` (part of a
+        weight) or `other` (works on integers or booleans: nothing to quantize).
       settings: The settings in force, after fallbacks; None for float.
       form: The row of the operator's versions that applies, e.g. `int8` or `dynamic-int4-block`.
       reason: Why it is not what the recipe asked for, or which rule asked.

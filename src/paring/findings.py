@@ -79,8 +79,9 @@ def real(value: np.ndarray, model: TfliteModel, number: int, position: int) -> n
 
 
 def made_up(model: TfliteModel, number: int, seed: int) -> list[np.ndarray] | None:
-    """Seeded inputs for a subgraph that no sample reaches: normal numbers, codes around their zero point (so that results
-    do not all saturate), zero for counters and indices.
+    """Seeded inputs for a subgraph that no sample reaches.
+
+    Normal numbers, codes around their zero point (so that results do not all saturate), zero for counters and indices.
 
     Returns:
       One array per input, or None where a shape is open or a type (resource, string) has no values to make up.

@@ -220,9 +220,9 @@ class Propagation:
             for index, tie in zip(op.demands.data, op.ties, strict=False):
                 read[op.id, index] = carried[tie[0]]
             for index in op.demands.data:
-                tensor = op.inputs[index]
-                if tensor is not None and self.graph.tensors[tensor].weight is None:
-                    here = grid[self.node(tensor)]
+                operand = op.inputs[index]
+                if operand is not None and self.graph.tensors[operand].weight is None:
+                    here = grid[self.node(operand)]
                     read.setdefault((op.id, index), symmetric(here) if index in self._symmetric(op) else here)
         return Grids(written, read, carried)
 

@@ -35,7 +35,7 @@ class _Node:
 
 
 def accumulating(graph: Graph, decisions: Mapping[OpId, Decision]) -> tuple[dict[OpId, str], dict[Tie, str]]:
-    """What 8 bits cannot hold: values that a loop hands on through sums and products alone, and the operators on the way.
+    """What 8 bits cannot hold: values that a loop hands on through sums and products alone, and operators on the way.
 
     A step below half a quantum rounds to no step at all, so such a value stalls. Weights, tanh or a sigmoid on the way
     make it anew in each iteration; 16 bits are fine enough.
@@ -51,7 +51,8 @@ def accumulating(graph: Graph, decisions: Mapping[OpId, Decision]) -> tuple[dict
             edges = [(t, tie[0]) for tie in op.ties for t in _entering(op, tie)]
         elif op.demands is not None and not (op.ties or op.demands.weights or op.demands.fixed or op.kind == "matmul"):
             steps.append(op)
-            edges = [(op.inputs[i], op.outputs[o]) for i in op.demands.data for o in op.demands.results]  # type: ignore[misc]
+            read = [t for i in op.demands.data if (t := op.inputs[i]) is not None]
+            edges = [(t, op.outputs[o]) for t in read for o in op.demands.results]
         else:
             continue
         for a, b in edges:
@@ -75,7 +76,7 @@ def accumulating(graph: Graph, decisions: Mapping[OpId, Decision]) -> tuple[dict
 
 
 def deciding(graph: Graph, decisions: Mapping[OpId, Decision]) -> dict[OpId, str]:
-    """Operators without weights whose results only decide which way a loop or branch goes: float, lest rounding flips it."""
+    """Operators without weights that only decide which way a loop or branch goes: float, lest rounding flips it."""
     users = graph.consumers()
     conditions = {tensor[0] for op in graph.ops if op.kind == "while" for tie in op.ties for tensor in tie[1:2]}
     carried = {*graph.outputs, *(tensor for op in graph.ops for tie in op.ties for tensor in tie)}
@@ -221,7 +222,7 @@ def witnessed(made: Plan, statistics: Statistics) -> Plan:
     settle(graph, decisions, carried)
     while True:
         made = replace(made, decisions=tuple(decisions[d.op.id] for d in made.decisions))
-        blind = {}
+        blind: dict[OpId, str] = {}
         for dtype in ("int8", "int16"):
             spread = Propagation(made, dtype)
             for node in spread.owners():

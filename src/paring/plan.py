@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
-from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
+from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, OTHER, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
 from paring.loops import accumulating, deciding, settle
 from paring.recipe import Recipe
@@ -49,7 +49,7 @@ def _decide(graph: Graph, op: Op, wanted: Quantize | None, why: str) -> Decision
         return Decision(op, FLOAT, reason=f"no quantized kernel known for {op.native}")
     if any(t.dtype != "float32" for t in data) or not (data or op.demands.weights):
         kinds = sorted({t.dtype for t in data if t.dtype != "float32"})
-        return Decision(op, FLOAT, reason=f"works on {', '.join(kinds) or 'no real numbers'}")
+        return Decision(op, OTHER, reason=f"works on {', '.join(kinds) or 'no real numbers'}")
     if wanted.static:
         return _static(graph, op, wanted, why)
     return _weights_only(graph, op, wanted, why)

@@ -17,7 +17,7 @@ from paring.plan import CONSTANT, FLOAT
 from paring.verify import PATH_NAMES, PATHS, Verification
 
 ALL_ROWS = 120
-_STYLES = {"static": "green", "dynamic": "green", "weight-only": "cyan", "float": "yellow", "kept": "dim"}
+_STYLES = {"other": "dim", "static": "green", "dynamic": "green", "weight-only": "cyan", "float": "yellow", "kept": "dim"}
 
 
 def to_data(report: Report) -> dict[str, Any]:

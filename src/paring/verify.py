@@ -1,4 +1,4 @@
-"""Runs what was written: each operator against its own arithmetic on every path users have, and the whole against the source."""
+"""Runs what was written: each operator against its own arithmetic on every path users have, all against the source."""
 
 from __future__ import annotations
 
@@ -100,9 +100,9 @@ def verify(
                 "a large model without data: its operators were verified one by one, the whole was not run"
             )
             return result
-        path = next((p for p in PATHS if p in result.findings), None)
-        for feed in feeds if path is not None else ():
-            _whole(source, written, feed, f"{feed.signature}/" if len(feeds) > 1 else "", path, paths, compare, result)
+        ran = next((p for p in PATHS if p in result.findings), None)
+        for feed in feeds if ran is not None else ():
+            _whole(source, written, feed, f"{feed.signature}/" if len(feeds) > 1 else "", ran, paths, compare, result)
     result.notes = list(dict.fromkeys(result.notes))
     return result
 

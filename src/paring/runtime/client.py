@@ -220,7 +220,7 @@ class Worker:
         return message, arrays
 
     def _watch(self) -> None:
-        """Kills the child when an answer is late. One thread for all requests: small models run faster than one starts."""
+        """Kills the child when an answer is late. One thread for all requests: to start one takes a millisecond."""
         while self._child.poll() is None:
             if time.monotonic() > self._deadline:
                 self._late = True

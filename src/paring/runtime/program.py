@@ -127,7 +127,7 @@ class ProgramSession:
             if step.kind == "run":
                 got = self._run(step.target[0], given)
             elif step.kind == "while":
-                got = self._while(*step.target, given)
+                got = self._while(step.target[0], step.target[1], given)
             elif step.kind == "if":
                 got = self._call(step.target[0 if bool(given[0].reshape(-1)[0]) else 1], given[1:])
             else:

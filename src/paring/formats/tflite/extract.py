@@ -1,4 +1,4 @@
-"""`extract(model, inputs, outputs)`: a runnable slice of a model. Calibration, verification and own errors are built on it."""
+"""`extract(model, inputs, outputs)`: a runnable slice of a model, which calibration and verification are built on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Reads and writes flatbuffers by the schema table; every offset and length is checked before it is followed.
 
 Reading is the check: one pass, with a budget on what it may unfold, so that a hostile file (offsets out of range, tables that
-share children until they explode) ends in `Malformed`. Vectors of scalars are views into the file and cost nothing.
+share children until they explode) ends in `Malformed`. Vectors of scalars are views into the file, never copies.
 Writing puts parents before children and the payload of `late` vectors (weights) behind everything, so that it streams.
 """
 
@@ -22,6 +22,8 @@ _I32 = struct.Struct("<i")
 # By kind and size: NumPy's own letters mean other sizes to struct ("<L" is 4 bytes).
 _LETTERS = {"u1": "B", "u2": "H", "u4": "I", "u8": "Q", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "f4": "f"}
 _STRUCTS = {name: struct.Struct("<" + _LETTERS[code[1:]]) for name, (code, _) in SCALARS.items()}
+
+_TABLE, _VECTOR, _STRING = 350, 200, 60  # bytes that one takes in memory, measured
 
 LIMIT = 2**31 - 1024  # a flatbuffer's own limit; payload behind it is reached by absolute offset and size
 
@@ -80,8 +82,9 @@ class _Reader:
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.size = min(len(data), LIMIT + 1024)
-        # Honest files name each byte about once; shared strings and vtables take them a little above.
-        self.budget = 4 * self.size + 4096
+        # Bytes of memory that the tree may take. Honest files without weights take 15 for each of theirs (28 where all is shared), and no file
+        # has more than a few MB of tables; what lies above that is weights, which are not copied.
+        self.budget = 4 * self.size + 28 * min(self.size, 16 * 2**20) + 65536
         self.strings: dict[int, str] = {}
 
     def spend(self, amount: int, where: str) -> None:
@@ -110,7 +113,7 @@ class _Reader:
         at = self.follow(at, where)
         if at not in self.strings:  # one copy of a string that many tables share
             count = self.length(at, 1, where)
-            self.spend(count, where)
+            self.spend(_STRING + count, where)
             self.strings[at] = bytes(self.data[at + 4 : at + 4 + count]).decode("utf-8", "surrogateescape")
         return self.strings[at]
 
@@ -121,7 +124,7 @@ class _Reader:
         entries, inline = _U16.unpack_from(self.data, vtable)[0], _U16.unpack_from(self.data, vtable + 2)[0]
         if entries < 4 or entries % 2 or vtable + entries > self.size or inline < 4 or at + inline > self.size:
             raise Malformed(f"{where} has a broken field list")
-        self.spend(16 + inline, where)
+        self.spend(_TABLE, where)
         slots = struct.unpack_from(f"<{(entries - 4) // 2}H", self.data, vtable + 4)
         fields = TABLES[name]
         known = fields[-1].slot + 1 if fields else 0
@@ -150,6 +153,7 @@ class _Reader:
             code, size = SCALARS[field.of]
             at = self.follow(at, where)
             count = self.length(at, size, where)
+            self.spend(_VECTOR, where)
             return np.frombuffer(self.data, code, count, at + 4)
         if field.form == "table":
             return self.table(self.follow(at, where), field.of, where)
@@ -160,7 +164,7 @@ class _Reader:
             return self.table(self.follow(at, where), member, where) if member != "NONE" else None
         at = self.follow(at, where)
         count = self.length(at, 4, where)
-        self.spend(4 * count, where)
+        self.spend(_VECTOR + 8 * count, where)
         cells = range(at + 4, at + 4 + 4 * count, 4)
         if field.form == "vector of str":
             return [self.string(cell, f"{where}[{i}]") for i, cell in enumerate(cells)]

@@ -32,10 +32,10 @@ def sink(model: TfliteModel) -> TfliteModel:
         graph = root.subgraphs[todo.pop(0)]
         for operator in graph.operators or ():
             inner = regions(operator)
-            if moved.native(operator) in ("WHILE", "IF") and all(callers[r] == 1 and r not in entries for r in inner):
-                if _sink(moved, graph, operator, inner):
-                    changed = True
-                    todo += inner
+            alone = all(callers[r] == 1 and r not in entries for r in inner)
+            if alone and moved.native(operator) in ("WHILE", "IF") and _sink(moved, graph, operator, inner):
+                changed = True
+                todo += inner
     return moved if changed else model
 
 
