@@ -1,4 +1,4 @@
-"""The file format: what is read is what was written, by our reader and by the official one; odd but right files pass."""
+"""The file format: what is read is what was written, by our reader and the official one; odd but right files pass."""
 
 from __future__ import annotations
 
@@ -197,7 +197,9 @@ def test_the_schema_is_that_of_the_runtime():
             enums[name] = {k: v for k, v in vars(getattr(official, name)).items() if isinstance(v, int) and k[0] != "_"}
     assert set(found) == set(TABLES)
     for name, fields in found.items():
-        ours = {f.slot: Field(f.name, f.slot, f.form, "" if f.form == "union" else f.of, f.default) for f in TABLES[name]}
+        ours = {
+            f.slot: Field(f.name, f.slot, f.form, "" if f.form == "union" else f.of, f.default) for f in TABLES[name]
+        }
         # Names only to the letter: acronyms split in more than one way.
         assert {s: _plain(f) for s, f in ours.items()} == {s: _plain(f) for s, f in fields.items()}, name
     for name, members in ENUMS.items():
@@ -229,7 +231,11 @@ def test_weights_behind_the_flatbuffer(tmp_path: Path, monkeypatch: pytest.Monke
         model.save(tmp_path / "large.tflite")
         again = TfliteModel.open(tmp_path / "large.tflite")
     offsets = [b.offset for b in again.root.buffers if b.offset > 1]
-    assert offsets and all(offset % 16 == 0 for offset in offsets) and not any(b.data is not None for b in again.root.buffers)
+    assert (
+        offsets
+        and all(offset % 16 == 0 for offset in offsets)
+        and not any(b.data is not None for b in again.root.buffers)
+    )
     assert same_payloads(model, again)
     for a, b in zip(outputs(model_path()), outputs(tmp_path / "large.tflite"), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -276,7 +282,10 @@ def test_custom_options_behind_the_flatbuffer_become_ordinary_ones():
     data = written(model.root)
     again = TfliteModel.parse(memoryview(data.ljust(1 << 20, b"\0") + b"hello"))
     assert again.root.subgraphs[0].operators[0].custom_options.tobytes() == b"hello"
-    assert TfliteModel.parse(memoryview(again.to_bytes())).root.subgraphs[0].operators[0].custom_options.tobytes() == b"hello"
+    assert (
+        TfliteModel.parse(memoryview(again.to_bytes())).root.subgraphs[0].operators[0].custom_options.tobytes()
+        == b"hello"
+    )
     with pytest.raises(InputError, match="custom options lie outside the file"):
         TfliteModel.parse(memoryview(data))
 
@@ -286,7 +295,9 @@ def test_custom_options_behind_the_flatbuffer_become_ordinary_ones():
 
 def custom(options: np.ndarray, shape: tuple[int, ...] = (1, 2), kind: str = "FLOAT32", name: str = "x") -> TfliteModel:
     """One custom operator between two tensors of the same name."""
-    tensors = [Table("Tensor", name=name, shape=np.array(shape, np.int32), type=ENUMS["TensorType"][kind]) for _ in "io"]
+    tensors = [
+        Table("Tensor", name=name, shape=np.array(shape, np.int32), type=ENUMS["TensorType"][kind]) for _ in "io"
+    ]
     code = Table("OperatorCode", deprecated_builtin_code=32, builtin_code=32, custom_code="Mine", version=2)
     operator = Table("Operator", opcode_index=0, custom_options=options)
     operator.inputs, operator.outputs = np.array([0], np.int32), np.array([1], np.int32)

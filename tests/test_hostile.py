@@ -1,4 +1,4 @@
-"""Broken files: a share of `tools/fuzz.py`, and by name what the reader and the checks refuse, with the line they say."""
+"""Broken files: a share of `tools/fuzz.py`, and by name what the reader and the checks refuse, with their line."""
 
 from __future__ import annotations
 
@@ -155,7 +155,9 @@ def _nameless(root: Table) -> None:
 
 
 def _scales(root: Table) -> None:
-    weights(root).quantization = Table("QuantizationParameters", scale=np.ones(3, np.float32), zero_point=np.zeros(3, np.int64))
+    weights(root).quantization = Table(
+        "QuantizationParameters", scale=np.ones(3, np.float32), zero_point=np.zeros(3, np.int64)
+    )
 
 
 def _scale(root: Table) -> None:
@@ -175,7 +177,9 @@ def _blocks(root: Table) -> None:
 
 def _sparse(root: Table) -> None:
     levels = [Table("DimensionMetadata", format=0, dense_size=1 << 20) for _ in range(4)]
-    weights(root).sparsity = Table("SparsityParameters", traversal_order=np.arange(4, dtype=np.int32), dim_metadata=levels)
+    weights(root).sparsity = Table(
+        "SparsityParameters", traversal_order=np.arange(4, dtype=np.int32), dim_metadata=levels
+    )
 
 
 def _signature(root: Table) -> None:
@@ -203,7 +207,10 @@ def _aliased(root: Table) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_dimension, r"operator \d+ of subgraph 0 \(CONV_2D\) gives shape \[1, \d+, \d+, \d+\], its output says \[1, 4096,"),
+        (
+            _dimension,
+            r"operator \d+ of subgraph 0 \(CONV_2D\) gives shape \[1, \d+, \d+, \d+\], its output says \[1, 4096,",
+        ),
         (_input, r"\(CONV_2D\) gives shape"),
         (_weights, r"has \d+ bytes, its shape \[1048576, .*\] and type FLOAT32 need \d+"),
         (_negative, r"has the impossible shape \[-7, "),
@@ -240,7 +247,9 @@ def test_what_cannot_mean_a_model_is_refused_in_one_line(change: Callable[[Table
     with pytest.raises(InputError, match=says) as caught:
         optimize(path, output=out)
     line = str(caught.value)
-    assert line.startswith(f"cannot read {path} as a .tflite model") and "\n" not in line and caught.value.exit_code == 2
+    assert (
+        line.startswith(f"cannot read {path} as a .tflite model") and "\n" not in line and caught.value.exit_code == 2
+    )
     assert not [*out.parent.iterdir()]
 
 
@@ -275,8 +284,8 @@ def test_what_is_no_flatbuffer_is_refused(data: bytes, says: str):
 
 
 def test_tables_that_unfold_without_end_are_refused():
-    """A vector of 2,000 offsets to one and the same subgraph: small on disk, endless in memory."""
-    body, count = TfliteModel.open(model_path()).to_bytes(), 2000
+    """A vector of 5,000 offsets to one and the same subgraph: small on disk, endless in memory."""
+    body, count = TfliteModel.open(model_path()).to_bytes(), 5000
     vector = _follow(body, _cell_of_subgraphs(body))
     table = _follow(body, vector + 4)
     start = len(body) + -len(body) % 4
@@ -303,7 +312,9 @@ def _cell_of_subgraphs(data: bytes) -> int:
 def test_names_from_files_reach_the_terminal_as_one_printable_line():
     error = ParingError("cannot read", where="a\x1b[2J\nb\udc80" + "x" * 100_000)
     line = str(error)
-    assert line.isprintable() and len(line) < 2000 and line.startswith("cannot read for a\N{REPLACEMENT CHARACTER}[2J b")
+    assert (
+        line.isprintable() and len(line) < 2000 and line.startswith("cannot read for a\N{REPLACEMENT CHARACTER}[2J b")
+    )
     line.encode()
 
 

@@ -3,15 +3,17 @@
     python tools/fuzz.py --count 2000 --seed 1 [--jobs 1] [--write docs/fuzz.md]
     python tools/fuzz.py --seed 1 --only 417 [--keep broken.tflite]      one mutation again, with its error
 
-Mutation number N of seed S is always the same bytes and the same recipe. Each runs in a forked copy of this warm process, so
-that a crash, a hang or a leak of one cannot touch the next, and its memory is its own. Held against the bar:
-it ends within 30 s, at no more than twice the memory (peak of parent plus peak of children) of the intact file's run; either
-in a ParingError with one printable line, with no output and no temporary file left, or in success with an output that runs.
+Mutation number N of seed S is always the same bytes and the same recipe. Each runs in a forked copy of this warm
+process, so that a crash, a hang or a leak of one cannot touch the next, and its memory is its own. The bar:
+it ends within 30 s, at no more than twice the memory (peak of parent plus peak of children) of the intact file's run;
+either in a ParingError with one printable line, with no output and no temporary file left, or in success with an output
+that runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -34,19 +36,19 @@ from typing import Any
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")  # a fork copies no threads
 
-import numpy as np
+import numpy as np  # noqa: E402
 
-from paring.data import feeds
-from paring.demo import model_path
-from paring.errors import ParingError
-from paring.formats.tflite.constants import shape_of, type_name
-from paring.formats.tflite.flatbuffer import _Reader
-from paring.formats.tflite.model import TfliteModel
-from paring.formats.tflite.schema import SCALARS, Field
-from paring.formats.tflite.view import entries
-from paring.optimize import optimize
-from paring.runtime import Limits, Worker
-from paring.verify import PATHS
+from paring.data import feeds  # noqa: E402
+from paring.demo import model_path  # noqa: E402
+from paring.errors import ParingError  # noqa: E402
+from paring.formats.tflite.constants import shape_of, type_name  # noqa: E402
+from paring.formats.tflite.flatbuffer import _Reader  # noqa: E402
+from paring.formats.tflite.model import TfliteModel  # noqa: E402
+from paring.formats.tflite.schema import SCALARS, Field  # noqa: E402
+from paring.formats.tflite.view import entries  # noqa: E402
+from paring.optimize import optimize  # noqa: E402
+from paring.runtime import Limits, Worker  # noqa: E402
+from paring.verify import PATHS  # noqa: E402
 
 SECONDS = 30.0
 MEMORY = 2.0
@@ -168,7 +170,8 @@ def _numbers(random: np.random.Generator, size: int, old: int, limit: int) -> in
     near = [old - 1, old + 1, old * 2, old // 2, old ^ (1 << int(random.integers(8 * size))), -old]
     far = [0, 1, 2, 3, 7, 16, 127, 128, 255, 256, 1000, 4096, 65535, 65536, 1 << 20, 1 << 24, 1 << 30]
     edge = [-1, -2, top - 1, top // 2, top // 2 - 1, limit, limit - 1, limit + 1, limit // 2]
-    group = (near, far, edge, [int(random.integers(0, min(top, 1 << 62)))])[int(random.choice(4, p=[0.4, 0.25, 0.2, 0.15]))]
+    groups = (near, far, edge, [int(random.integers(0, min(top, 1 << 62)))])
+    group = groups[int(random.choice(4, p=[0.4, 0.25, 0.2, 0.15]))]
     return int(group[int(random.integers(len(group)))]) % top
 
 
@@ -226,7 +229,7 @@ def _splice(random: np.random.Generator, data: bytearray, seed: Seed, others: Se
     piece = source.data[start : start + count]
     how = int(random.integers(3))
     data[at : at + (count if how == 0 else 0 if how == 1 else 4 * count)] = piece
-    return f"{len(piece)} bytes of {source.name} at byte {at} ({('over', 'between', 'instead of four times as many')[how]})"
+    return f"{len(piece)} bytes of {source.name} at {at} ({('over', 'between', 'for four times as many')[how]})"
 
 
 def _block(random: np.random.Generator, data: bytearray, seed: Seed, others: Sequence[Seed]) -> str:
@@ -367,10 +370,8 @@ def _await(child: int, pipe: int, seconds: float) -> tuple[bytes, int]:
                 break
             said += chunk
     os.close(pipe)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     return said, os.waitpid(child, 0)[1]
 
 
@@ -419,7 +420,7 @@ def _end_of(error: ParingError) -> str:
 
 
 def _runs(path: Path, samples: dict[str, np.ndarray] | None) -> str:
-    """Empty where the written file loads and runs on a path that users have, on a made-up sample or the intact file's."""
+    """Empty where the written file loads and runs on a path that users have, made-up sample or given."""
     said = []
     for kernels, data in itertools.product(PATHS, (None, samples)):
         try:
@@ -485,9 +486,9 @@ def report(
         "",
         f"`python tools/fuzz.py --count {len(results)} --seed {seed}` on {platform.machine()}, {os.cpu_count()} cores, "
         f"Python {platform.python_version()}: {len(results)} mutated files of {len(intact) // len(RECIPES)} models in "
-        f"{taken / 60:.0f} minutes. Half of them go through `dynamic-int8` without data, half through `int8` with samples.",
-        "Each has to end within 30 s and twice the memory of the intact file, in one line of error with nothing left behind, "
-        "or in an output that runs.",
+        f"{taken / 60:.0f} minutes. Half of them go through `dynamic-int8` without data, half through `int8` with "
+        "samples. Each has to end within 30 s and twice the memory of the intact file, in one line of error with "
+        "nothing left behind, or in an output that runs.",
         "",
         f"| mutation | {' | '.join(ENDS.values())} | all |",
         f"|---|{'---:|' * (len(ENDS) + 1)}",
@@ -501,8 +502,9 @@ def report(
     ratio = [(o.memory / intact[c.model, c.recipe].memory, c) for c, o in results]
     largest = max(ratio, key=lambda r: r[0])
     lines += [
-        "Refused by the reader: an offset, length or table that cannot be. By the checks: what it says cannot mean a model. By "
-        "the runtime: LiteRT, in its child process, would not run the input. Exit code 2 in all three.",
+        "Refused by the reader: an offset, length or table that cannot be. By the checks: what it says cannot mean a "
+        "model. By the runtime: LiteRT, in its child process, would not run the input. Elsewhere: samples that do not "
+        "fit, weights that are not finite. Exit code 2 in all four.",
         "",
         f"- Slowest: {slowest[1].seconds:.1f} s ({slowest[0].kind} of {slowest[0].model}, number {slowest[0].number})",
         f"- Most memory: {largest[0]:.2f} times the intact file ({largest[1].kind} of {largest[1].model}, "
@@ -512,7 +514,8 @@ def report(
     for case, outcome in results:
         for violation in outcome.violations:
             said = " ".join(violation.split())
-            lines.append(f"  - number {case.number}, {case.model}, {case.recipe}, {case.kind} ({case.said[:200]}): {said}")
+            where = f"number {case.number}, {case.model}, {case.recipe}, {case.kind} ({case.said[:200]})"
+            lines.append(f"  - {where}: {said}")
     lines += ["", "| intact file | recipe | s | MB, parent and children |", "|---|---|---:|---:|"]
     for (name, recipe), outcome in intact.items():
         lines.append(f"| {name} | {recipe} | {outcome.seconds:.1f} | {outcome.memory / 2**20:.0f} |")
@@ -540,7 +543,7 @@ def main() -> int:
     for case, outcome in fuzz(seeds, intact, asked.seed, numbers, asked.jobs):
         results.append((case, outcome))
         if asked.only or outcome.violations:
-            print(case.number, case.model, case.recipe, case.kind, case.said[:300], outcome, sep=" | ", file=sys.stderr, flush=True)
+            print(f"{case!s:.500} | {outcome}", file=sys.stderr, flush=True)
     page = report(results, intact, asked.seed, time.perf_counter() - started)
     print(page)
     if asked.write:

@@ -5,7 +5,6 @@ Every error says `<what failed> for <tensor, layer or file>: expected <X>, got <
 
 from __future__ import annotations
 
-
 _LONGEST = 1200  # characters of a message
 
 

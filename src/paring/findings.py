@@ -39,18 +39,31 @@ def measure(probe: Probe, outputs: list[np.ndarray]) -> Finding:
         scale, zero = float(probe.grid.scale[0]), int(probe.grid.zero_point[0])
         info = np.iinfo(got.dtype)
         wanted = np.clip(np.rint(twin.astype(np.float64) / scale) + zero, info.min, info.max)
-        worst = np.abs(got.astype(np.int64) - wanted).max(initial=0)
+        worst = _distance(got, wanted).max(initial=0)
         return Finding(probe.name, probe.native, float(worst), float(probe.quanta))
-    error = np.abs(got.astype(np.float64) - twin)
-    slack = 1e-4 * float(np.abs(twin).max(initial=0)) + 1e-6
+    error = _distance(got, twin)
+    slack = 1e-4 * float(np.abs(_finite(twin)).max(initial=0)) + 1e-6
     if probe.reach is None or probe.source < 0:
         return Finding(probe.name, probe.native, float(error.max(initial=0) / slack), 1.0)
-    values = outputs[probe.source]
+    values = _finite(outputs[probe.source])
     quantum = (max(float(values.max(initial=0)), 0.0) - min(float(values.min(initial=0)), 0.0)) / 255
     bound = quantum * probe.reach.astype(np.float64) + slack
     if bound.size > 1 and (not got.ndim or got.shape[-1] != bound.size):
         bound = bound.max()
     return Finding(probe.name, probe.native, float((error / bound).max(initial=0)), 1.0)
+
+
+def _distance(got: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """|got - wanted|: 0 where both are the same infinity or both not-a-number, infinite where only one is."""
+    a, b = got.astype(np.float64), wanted.astype(np.float64)
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    with np.errstate(invalid="ignore"):
+        error = np.abs(a - b)
+    return np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(values), values, np.zeros((), values.dtype))
 
 
 def fit(sample: list[np.ndarray], model: TfliteModel, number: int) -> list[np.ndarray]:

@@ -90,19 +90,13 @@ def verify(
         if written_path is None:
             written.save(paths["written"])
         large = len(written.data) > LARGE
-        for path in PATHS:
-            if large:
+        if large:
+            for path in PATHS:
                 _pieces(written, path, Path(folder), result)
-            else:
-                _operators(source, written, feeds, path, paths, Path(folder), result)
-        if large and not result.given:
-            result.notes.append(
-                "a large model without data: its operators were verified one by one, the whole was not run"
-            )
-            return result
-        ran = next((p for p in PATHS if p in result.findings), None)
-        for feed in feeds if ran is not None else ():
-            _whole(source, written, feed, f"{feed.signature}/" if len(feeds) > 1 else "", ran, paths, compare, result)
+            result.notes.append("a large model: its operators were verified one by one, the whole was not run")
+        else:
+            for path in PATHS:
+                _path(source, written, feeds, path, paths, Path(folder), compare, result)
     result.notes = list(dict.fromkeys(result.notes))
     return result
 
@@ -126,38 +120,41 @@ def _pieces(written: TfliteModel, path: str, folder: Path, result: Verification)
     result.findings[path] = list(worst.values())
 
 
-def _operators(
+def _path(
     source: TfliteModel,
     written: TfliteModel,
     feeds: Sequence[Feed],
     path: str,
-    paths: dict[str, Path],
+    paths: Mapping[str, Path],
     folder: Path,
+    compare: int,
     result: Verification,
 ) -> None:
-    """Every quantized operator of every entry, and of the bodies that its loops and branches run."""
+    """Every quantized operator of every entry and of the bodies it runs, then, on the first right path, the whole.
+
+    One child process does it all: its start is most of the cost of verifying a small model.
+    """
     worst: dict[tuple[int, str], Finding] = {}
+    whole = not result.findings
     for feed in feeds:
         samples = feed.head(SAMPLES)
         if not samples:
             result.skipped[path] = f"no sample for {feed.signature or 'the model'}"
             return
-        try:
-            with Worker(limits(source, sample=samples[0])) as worker:
-                _load(worker, "source", paths, feed, path)
-                worker.run("source", samples[0])
-        except RunError as error:
-            result.refused[path] = str(error)
-            result.skipped[path] = f"it cannot run the source either: {error}"
-            return
         numbers = [feed.subgraph, *sorted(bodies(written, feed.subgraph) - {number for number, _ in worst})]
         twins = {number: _twin(written, number, folder) for number in numbers}
         twins = {number: twin for number, twin in twins.items() if twin[1] or number == feed.subgraph}
-        bounds = limits(
-            written, *([written] if len(twins) > 1 else []), *(model for model, _ in twins.values()), sample=samples[0]
-        )
-        try:
-            with Worker(replace(bounds, seconds=bounds.seconds * (1 if len(twins) == 1 else 10))) as worker:
+        models = [written, *([written] if len(twins) > 1 else []), *(model for model, _ in twins.values())]
+        bounds = limits(source, *models, sample=samples[0])
+        with Worker(replace(bounds, seconds=bounds.seconds * (1 if len(twins) == 1 else 10))) as worker:
+            try:
+                _load(worker, "source", paths, feed, path)
+                worker.run("source", samples[0])
+            except RunError as error:
+                result.refused[path] = str(error)
+                result.skipped[path] = f"it cannot run the source either: {error}"
+                return
+            try:
                 _load(worker, "written", paths, feed, path)
                 for number in twins:
                     worker.load(f"twin{number}", folder / f"twin{number}.tflite", kernels=path, stream=True)
@@ -167,9 +164,16 @@ def _operators(
                         finding, key = measure(probe, outputs), (number, probe.name)
                         if key not in worst or finding.quanta > worst[key].quanta:
                             worst[key] = finding
-        except RunError as error:
-            result.failed[path] = str(error)
-            return
+                if whole:
+                    for name in ("source", "written"):  # anew: what they remember of samples has to be the same
+                        _load(worker, name, paths, feed, path)
+                    prefix = f"{feed.signature}/" if len(feeds) > 1 else ""
+                    for name in ("source", "written"):  # anew: variables still hold what the runs before left in them
+                        _load(worker, name, paths, feed, path)
+                    _whole(worker, source, written, feed, prefix, compare, result)
+            except RunError as error:
+                result.failed[path] = str(error)
+                return
     result.findings[path] = list(worst.values())
 
 
@@ -223,41 +227,34 @@ def _calls(
 
 
 def _whole(
+    worker: Worker,
     source: TfliteModel,
     written: TfliteModel,
     feed: Feed,
     prefix: str,
-    path: str,
-    paths: dict[str, Path],
     compare: int,
     result: Verification,
 ) -> None:
-    """The difference of an entry's outputs."""
+    """The difference of an entry's outputs, between the loaded `source` and `written`."""
     number, names = feed.subgraph, [prefix + name for name in feed.outputs]
     sums = np.zeros((len(names), 2))
     same = np.zeros(len(names))
     classes = np.zeros(len(names), bool)
     count = 0
-    try:
-        with Worker(limits(source, written, sample=next(iter(feed.head(1)), ()))) as worker:
-            for name in ("source", "written"):
-                _load(worker, name, paths, feed, path)
-            for sample in feed.head(compare):
-                a = worker.run("source", sample)
-                b = worker.run("written", fit(sample, written, number))
-                count += 1
-                for i, (left, right) in enumerate(zip(a, b, strict=True)):
-                    x, y = real(left, source, number, i), real(right, written, number, i)
-                    if x.shape != y.shape or x.dtype.kind != "f":
-                        continue
-                    if np.isnan(y).any() and not np.isnan(x).any() and names[i] not in result.nan:
-                        result.nan.append(names[i])
-                    sums[i] += [np.square(y - x).sum(), np.square(x).sum()]
-                    classes[i] = x.ndim == 2 and x.shape[0] == 1 and x.shape[1] > 1
-                    same[i] += bool(classes[i]) and int(x.argmax()) == int(y.argmax())
-    except RunError as error:
-        result.failed.setdefault(path, str(error))
-        return
+    for sample in feed.head(compare):
+        a = worker.run("source", sample)
+        b = worker.run("written", fit(sample, written, number))
+        count += 1
+        for i, (left, right) in enumerate(zip(a, b, strict=True)):
+            x, y = real(left, source, number, i), real(right, written, number, i)
+            if x.shape != y.shape or x.dtype.kind != "f":
+                continue
+            if np.isnan(y).any() and not np.isnan(x).any() and names[i] not in result.nan:
+                result.nan.append(names[i])
+            with np.errstate(invalid="ignore"):  # infinite in both: the difference is not-a-number, and says so
+                sums[i] += [np.square(y - x).sum(), np.square(x).sum()]
+            classes[i] = x.ndim == 2 and x.shape[0] == 1 and x.shape[1] > 1
+            same[i] += bool(classes[i]) and int(x.argmax()) == int(y.argmax())
     result.samples += count
     for i, name in enumerate(names):
         result.difference[name] = float(np.sqrt(sums[i, 0] / sums[i, 1])) if sums[i, 1] else float(np.sqrt(sums[i, 0]))

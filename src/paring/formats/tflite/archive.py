@@ -1,4 +1,4 @@
-"""The ZIP (labels, vocabularies) that tools append behind a flatbuffer: found, kept as it is, written back at its new place.
+"""The ZIP (labels, vocabularies) that tools append behind a flatbuffer: found, kept, written back at its new place.
 
 Nothing is unpacked, so that an archive of zeros which unfolds to gigabytes costs no more than its bytes in the file.
 """
@@ -15,7 +15,7 @@ _WIDE = 0xFFFFFFFF
 
 
 def find(data: memoryview) -> bytes:
-    """The archive at the end of a file, its offsets counted from its own start; empty without one, or for a broken one."""
+    """The archive at the end of a file, its offsets counted from its own start; empty without a right one."""
     tail = bytes(data[-_SEARCH:])
     end = len(data) - len(tail) + tail.rfind(b"PK\5\6")
     if end < len(data) - len(tail) or end + _END.size > len(data):

@@ -27,8 +27,12 @@ MAX_ELEMENTS = 2**40
 MAX_DEPTH = 64  # of loops and branches inside each other
 MAX_EMPTINESS = 4096  # values that one stored value of a sparse tensor may stand for
 VERSION = 3
-_ZERO_POINTS = {"INT8": (-128, 127), "UINT8": (0, 255), "INT16": (-32768, 32767), "UINT16": (0, 65535), "INT4": (-8, 7)}
-_OPTIONS = {"WHILE": "WhileOptions", "IF": "IfOptions", "CALL_ONCE": "CallOnceOptions", "FAKE_QUANT": "FakeQuantOptions"}
+_ZERO_POINTS = {
+    "INT8": (-128, 127), "UINT8": (0, 255), "INT16": (-32768, 32767), "UINT16": (0, 65535), "INT4": (-8, 7),
+}  # fmt: skip
+_OPTIONS = {
+    "WHILE": "WhileOptions", "IF": "IfOptions", "CALL_ONCE": "CallOnceOptions", "FAKE_QUANT": "FakeQuantOptions",
+}  # fmt: skip
 _STRIDES = ("stride_w", "stride_h", "stride_d", "dilation_w_factor", "dilation_h_factor", "dilation_d_factor")
 _REGIONS = (
     "then_subgraph_index", "else_subgraph_index", "cond_subgraph_index", "body_subgraph_index", "init_subgraph_index",
@@ -86,7 +90,7 @@ def check_model(model: TfliteModel) -> None:
         count = len(root.subgraphs[signature.subgraph_index].tensors or ())
         for entries in (signature.inputs or (), signature.outputs or ()):
             if len({entry.name for entry in entries}) < len(entries) or any(entry.name is None for entry in entries):
-                raise Malformed(f"signature {signature.signature_key} has inputs or outputs without a name of their own")
+                raise Malformed(f"signature {signature.signature_key} has inputs or outputs without their own name")
             for entry in entries:
                 if entry.tensor_index >= count:
                     raise Malformed(f"signature {signature.signature_key} names tensor {entry.tensor_index} of {count}")
@@ -179,7 +183,8 @@ def _check_details(model: TfliteModel, subgraph: Table, tensor: Table, shape: li
     blocks = math.prod([] if scales.shape is None else scales.shape.tolist())
     if NAMES["TensorType"].get(scales.type) not in ("FLOAT16", "FLOAT32") or scales.sparsity is not None:
         raise Malformed(f"{where} has scales that are no floats")
-    if details.block_size <= 0 or len(shape) < 2 or blocks * details.block_size != math.prod(shape) or blocks % shape[0]:
+    whole = len(shape) > 1 and blocks * details.block_size == math.prod(shape) and blocks % max(1, shape[0]) == 0
+    if details.block_size <= 0 or not whole:
         raise Malformed(f"{where} of shape {shape} has {blocks} scales for blocks of {details.block_size}")
 
 
@@ -212,10 +217,10 @@ def _check_sparsity(s: Table, shape: list[int], stored: int | None, where: str) 
 
 
 def _check_sparse_level(level: Table, count: int, extent: int, where: str) -> int:
-    parts = [part.values if part is not None else None for part in (level.array_segments, level.array_indices)]
-    if parts[0] is None or parts[1] is None:
+    parts = [part.values for part in (level.array_segments, level.array_indices) if part is not None]
+    if len(parts) != 2 or any(part is None for part in parts):
         raise Malformed(f"{where} has a sparse dimension without segments or indices")
-    segments, indices = (part.astype(np.int64) for part in parts)
+    segments, indices = (np.asarray(part, np.int64) for part in parts)
     if len(segments) != count + 1 or segments[0] or segments[-1] != len(indices) or (np.diff(segments) < 0).any():
         raise Malformed(f"{where} has sparse segments that do not fit its indices")
     if indices.size and (indices.min() < 0 or indices.max() >= extent):
@@ -279,7 +284,8 @@ def _site(model: TfliteModel, subgraph: Table, operator: Table) -> Site:
         if index < 0:
             return None
         tensor = tensors[index]
-        given = tensor.shape if tensor.shape_signature is None or not tensor.shape_signature.size else tensor.shape_signature
+        signature = tensor.shape_signature
+        given = tensor.shape if signature is None or not signature.size else signature
         if given is None or not given.size:  # a scalar, or a shape that the file leaves open
             return () if model.constant(tensor) is not None else None
         return tuple(given.tolist())

@@ -1,7 +1,7 @@
 """Reads and writes flatbuffers by the schema table; every offset and length is checked before it is followed.
 
-Reading is the check: one pass, with a budget on what it may unfold, so that a hostile file (offsets out of range, tables that
-share children until they explode) ends in `Malformed`. Vectors of scalars are views into the file, never copies.
+Reading is the check: one pass, with a budget on what it may unfold, so that a hostile file (offsets out of range, tables
+that share children until they explode) ends in `Malformed`. Vectors of scalars are views into the file, never copies.
 Writing puts parents before children and the payload of `late` vectors (weights) behind everything, so that it streams.
 """
 
@@ -82,8 +82,8 @@ class _Reader:
     def __init__(self, data: memoryview) -> None:
         self.data = data
         self.size = min(len(data), LIMIT + 1024)
-        # Bytes of memory that the tree may take. Honest files without weights take 15 for each of theirs (28 where all is shared), and no file
-        # has more than a few MB of tables; what lies above that is weights, which are not copied.
+        # Bytes of memory that the tree may take. Honest files without weights take 15 for each of theirs (28
+        # where all is shared), and none has more than a few MB of tables; the rest is weights, which are not copied.
         self.budget = 4 * self.size + 28 * min(self.size, 16 * 2**20) + 65536
         self.strings: dict[int, str] = {}
 

@@ -229,7 +229,7 @@ def _write_large(root: Table, payloads: list[np.ndarray | None], out: BinaryIO) 
         if payload is not None:
             padding = -position % 16
             out.write(bytes(padding))
-            out.write(memoryview(np.ascontiguousarray(payload)).cast("B"))
+            out.write(np.ascontiguousarray(payload).data.cast("B"))
             position += padding + payload.nbytes
 
 
