@@ -34,7 +34,8 @@ class Verification:
       failed: By path, why it cannot run the output though it runs the input.
       skipped: By path, why nothing could be verified there.
       refused: By path, why it does not run the source.
-      difference: By output name, the relative difference of the whole model: |optimized - source| / |source| (Frobenius).
+      difference: By output name (with several signatures, behind theirs), the relative difference of the whole model:
+        |optimized - source| / |source| (Frobenius).
       agreement: By output name, the share of samples with the same largest value (outputs of two or more classes).
       nan: Names of outputs with not-a-number values where the source has none.
       samples: Samples the whole models were compared on.
