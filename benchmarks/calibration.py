@@ -1,13 +1,14 @@
 """Calibrating ResNet8 on 500 samples: time, and how true the ranges are, beside the official quantizer.
 
 Time is given three ways: a fresh process from start to end (interpreter, imports, reading data, calibrating); the
-calibration alone, our child process' start included; and ours once the child runs. Theirs calibrates a model
-without a signature not at all, so it gets the same file with a signature that our writer added.
+calibration alone, our child process' start included; and ours once the child runs; CPU seconds of the process beside
+them. Theirs calibrates a model without a signature not at all, so it gets the same file with one that our writer added.
 """
 
 from __future__ import annotations
 
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -86,12 +87,13 @@ def official(source: Path, data: Path, mode: str) -> dict[str, Any]:
 def child(side: str, source: Path, data: Path) -> dict[str, Any]:
     """One side in a process of its own."""
     command = [sys.executable, __file__, "--side", side, "--source", str(source), "--data", str(data)]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    took = time.perf_counter() - start
+    took, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode:
         raise RuntimeError(f"{side} failed: {done.stderr[-2000:]}")
-    return {**json.loads(done.stdout.splitlines()[-1]), "process_s": took}
+    return {**json.loads(done.stdout.splitlines()[-1]), "process_s": took, "process_cpu_s": cpu}
 
 
 def true_ranges(source: Path, samples: np.ndarray) -> dict[str, tuple[float, float]]:
@@ -149,7 +151,7 @@ def main() -> int:
             worst, middle, count = off(found[0]["ranges"], true)
             medians = {
                 key: statistics.median(run[key] for run in found)
-                for key in ("process_s", "calibrate_s", "without_start_s")
+                for key in ("process_s", "process_cpu_s", "calibrate_s", "without_start_s")
             }
             figure.row("time and ranges", side=side, **medians, off_worst=worst, off_median=middle, tensors=count)
         orders = []
@@ -167,7 +169,7 @@ def main() -> int:
     same = all(ranges == runs["ours"][0]["ranges"] for ranges in orders)
     figure.at_least("the same ranges in every order (1 = yes)", float(same), 1)
     for other in SIDES[1:]:
-        for key, limit in (("calibrate_s", 5.0), ("process_s", 0.0), ("without_start_s", 0.0)):
+        for key, limit in (("calibrate_s", 5.0), ("process_s", 0.0), ("process_cpu_s", 0.0), ("without_start_s", 0.0)):
             pairs = [b[key] / a[key] for a, b in zip(runs["ours"], runs[other], strict=True)]
             ratio = statistics.median(pairs)
             figure.row("times faster, median of pairs", other=other, time=key, ratio=ratio)

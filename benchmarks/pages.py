@@ -11,8 +11,8 @@ FIGURES = REPOSITORY / "docs" / "figures"
 PAGE = REPOSITORY / "docs" / "performance.md"
 HEAD = """# Performance, measured
 
-Made by `benchmarks/pages.py` from `docs/figures/*.json`, which the scripts in `benchmarks/` write (`--write`). Peers are measured beside us in the same run. Times on a
-shared two-core machine: read the ratios.
+Made by `benchmarks/pages.py` from `docs/figures/*.json`, which the scripts in `benchmarks/` write
+(`--write`). Peers are measured beside us in the same run. Times on a shared two-core machine: read the ratios.
 """
 
 

@@ -209,5 +209,8 @@ class Statistics:
             return cls(tensors, names, int(data["samples"]))
         except (KeyError, ValueError, TypeError, IndexError) as error:
             raise InputError(
-                "cannot read the statistics", where=str(path), expected="a file that `--save-statistics` wrote", got=str(error)
+                "cannot read the statistics",
+                where=str(path),
+                expected="a file that `--save-statistics` wrote",
+                got=str(error),
             ) from error

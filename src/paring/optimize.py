@@ -237,7 +237,9 @@ def _target(output: str | os.PathLike[str] | None, overwrite: bool) -> Path | No
             got=".keras, which has no place for integer weights", todo="Name the output .tflite",
         )  # fmt: skip
     if path.suffix != ".tflite":
-        raise UnsupportedError(f"cannot write {path}", expected="an output that ends in .tflite", got=path.suffix or "no suffix")
+        raise UnsupportedError(
+            f"cannot write {path}", expected="an output that ends in .tflite", got=path.suffix or "no suffix"
+        )
     if path.is_dir():
         raise InputError("cannot write the model", where=str(path), got="a folder")
     if path.exists() and not overwrite:
@@ -305,14 +307,16 @@ def _check_input(model: TfliteModel, verification: Verification) -> None:
     Made-up samples prove nothing about inputs of any size: a right model may well refuse an image of one pixel.
     """
     tensors = [model.subgraphs[0].tensors[int(i)] for i in model.subgraphs[0].inputs]
-    if not verification.given and any(t.shape_signature is not None and (t.shape_signature[1:] < 0).any() for t in tensors):
+    if not verification.given and any(
+        t.shape_signature is not None and (t.shape_signature[1:] < 0).any() for t in tensors
+    ):
         return
     natives = {model.native(op) for subgraph in model.subgraphs for op in subgraph.operators}
     if all(path in verification.refused for path in PATHS) and not any(n.startswith("CUSTOM:") for n in natives):
         raise InputError(
             "the runtime does not run the input", where=model.path,
             got="; ".join(f"{path}: {why.rstrip('.')}" for path, why in verification.refused.items()),
-            todo="Is the file complete?" if verification.given else "Is the file complete? If it needs certain inputs, give some (--data)",
+            todo="Is the file complete?" + ("" if verification.given else " If it needs certain inputs, give some (--data)"),
         )  # fmt: skip
 
 
@@ -321,8 +325,16 @@ def _judge(verification: Verification, max_error: float | None) -> None:
         raise BoundError("the result is not-a-number", where=", ".join(verification.nan), todo="Nothing was written")
     if verification.unusable:
         said = [f"{p}: {why}" for p, why in verification.failed.items()]
-        said += [f"{p}: {', '.join(f.name for f in wrong[:5])}" for p in verification.findings if (wrong := verification.wrong(p))]
-        raise BoundError("no runtime path computes the result rightly", got="; ".join(said), todo="Nothing was written; skip those layers (--skip)")
+        said += [
+            f"{p}: {', '.join(f.name for f in wrong[:5])}"
+            for p in verification.findings
+            if (wrong := verification.wrong(p))
+        ]
+        raise BoundError(
+            "no runtime path computes the result rightly",
+            got="; ".join(said),
+            todo="Nothing was written; skip those layers (--skip)",
+        )
     for name, error in verification.difference.items():
         if max_error is not None and not error <= max_error:  # not-a-number is within no bound
             raise BoundError(
@@ -347,7 +359,11 @@ def _rows(made: Plan, notes: Any) -> tuple[Row, ...]:
 
 def _notes(model: TfliteModel, made: Plan, found: Statistics | None, given: Any, data: Any) -> tuple[str, ...]:
     notes = list(model.notes)
-    if data is None and any(d.settings is not None and d.settings.bias_correction for d in made.decisions) and found is None:
+    if (
+        data is None
+        and any(d.settings is not None and d.settings.bias_correction for d in made.decisions)
+        and found is None
+    ):
         notes.append("no data was given: no bias correction, weights rounded without regard to their inputs")
     kept = made.counts()[KEPT]
     if kept:

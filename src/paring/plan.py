@@ -59,7 +59,9 @@ def _data(graph: Graph, op: Op) -> list[Tensor]:
     """The real-valued activations that an operator reads and makes; without a row, all of them."""
     if op.demands is None:
         ids: list[TensorId | None] = [*op.inputs, *op.outputs]
-        return [graph.tensors[t] for t in ids if t is not None and graph.tensors[t].dtype not in ("int32", "int64", "bool")]
+        return [
+            graph.tensors[t] for t in ids if t is not None and graph.tensors[t].dtype not in ("int32", "int64", "bool")
+        ]
     found = [op.inputs[i] for i in op.demands.data] + [op.outputs[i] for i in op.demands.results]
     return [graph.tensors[t] for t in found if t is not None]
 
@@ -87,15 +89,21 @@ def _static(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         return Decision(op, FLOAT, reason=f"{wanted.activations} activations need integer weights")
     if op.demands.weights and wanted.weights == "int4":
         if wanted.granularity == "block":
-            reason, settings = f"{why}; blocks need dynamic activations, one scale per channel", replace(
-                settings, granularity="channel", block_size=0
+            reason, settings = (
+                f"{why}; blocks need dynamic activations, one scale per channel",
+                replace(settings, granularity="channel", block_size=0),
             )
         if f"{form}-int4" in versions and not _stored(graph, op):
             form = f"{form}-int4"
         else:
-            reason, settings = f"{why}; no {form} kernel takes int4 weights here, int8 instead", replace(settings, weights="int8")
+            reason, settings = (
+                f"{why}; no {form} kernel takes int4 weights here, int8 instead",
+                replace(settings, weights="int8"),
+            )
     elif op.demands.weights:
-        settings = replace(settings, granularity="channel", block_size=0) if settings.granularity == "block" else settings
+        settings = (
+            replace(settings, granularity="channel", block_size=0) if settings.granularity == "block" else settings
+        )
     if form not in versions:
         return Decision(op, FLOAT, reason=f"no {wanted.activations} kernel for {op.native}")
     if form in op.demands.refuses:
@@ -151,7 +159,8 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
 def ground(made: Plan, unreachable: Mapping[OpId, str]) -> Plan:
     """The plan with some operators float: their scales are out of the kernels' reach, by operator the reason."""
     decisions = {
-        d.op.id: Decision(d.op, FLOAT, reason=unreachable[d.op.id]) if d.op.id in unreachable else d for d in made.decisions
+        d.op.id: Decision(d.op, FLOAT, reason=unreachable[d.op.id]) if d.op.id in unreachable else d
+        for d in made.decisions
     }
     settle(made.graph, decisions)
     return replace(made, decisions=tuple(decisions[d.op.id] for d in made.decisions))
@@ -168,7 +177,9 @@ def refine(made: Plan, statistics: Statistics) -> Plan:
         found = statistics.tensors.get(source) if source is not None else None
         level = found.channel_db(255) if found is not None else None
         if decision.mode == DYNAMIC and level is not None and level < DROWNED:
-            reason = f"{decision.reason}; its input's range drowns most channels at 8 bits ({level:.0f} dB): weights only"
+            reason = (
+                f"{decision.reason}; its input's range drowns most channels at 8 bits ({level:.0f} dB): weights only"
+            )
             settings = replace(decision.settings, activations="float") if decision.settings else None
             if settings is not None and settings.granularity == "block":
                 settings = replace(settings, granularity="channel", block_size=0)

@@ -17,7 +17,14 @@ from paring.plan import CONSTANT, FLOAT
 from paring.verify import PATH_NAMES, PATHS, Verification
 
 ALL_ROWS = 120
-_STYLES = {"other": "dim", "static": "green", "dynamic": "green", "weight-only": "cyan", "float": "yellow", "kept": "dim"}
+_STYLES = {
+    "other": "dim",
+    "static": "green",
+    "dynamic": "green",
+    "weight-only": "cyan",
+    "float": "yellow",
+    "kept": "dim",
+}
 
 
 def to_data(report: Report) -> dict[str, Any]:
@@ -127,7 +134,8 @@ def show_verification(found: Verification, out: Console) -> None:
         agreement = f", same top-1 on {found.agreement[output]:.1%}" if output in found.agreement else ""
         made_up = "" if found.given else " (made-up samples: give --data for real ones)"
         out.print(
-            f"output {escape(short_name(output))}: relative difference {error:.4f}{agreement} on {found.samples} samples{made_up}"
+            f"output {escape(short_name(output))}: relative difference {error:.4f}{agreement} "
+            f"on {found.samples} samples{made_up}"
         )
 
 
@@ -145,7 +153,8 @@ def show_advice(report: Report, out: Console) -> None:
     left = [r for r in report.rows if r.mode == FLOAT and "no quantized kernel" in r.reason]
     if left:
         out.print(
-            f"{len(left)} operators have no quantized kernel and stay float: {escape(', '.join(sorted({r.native for r in left})))}"
+            f"{len(left)} operators have no quantized kernel and stay float: "
+            f"{escape(', '.join(sorted({r.native for r in left})))}"
         )
 
 
@@ -155,4 +164,4 @@ def _pattern(name: str) -> str:
     return re.escape(name)
 
 
-__all__ = ["console", "show", "show_verification", "short_name", "size", "to_data", "to_json"]
+__all__ = ["console", "short_name", "show", "show_verification", "size", "to_data", "to_json"]

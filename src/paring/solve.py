@@ -56,7 +56,9 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
         for node in spread.owners():
             if node in spread.carried or spread.tables(node):
                 continue
-            how = {s.range for op in (*spread.makers.get(node, ()), *spread.users.get(node, ())) if (s := settings[op.id])}
+            how = {
+                s.range for op in (*spread.makers.get(node, ()), *spread.users.get(node, ())) if (s := settings[op.id])
+            }
             for tensor in spread.members(node):
                 if plan.graph.tensors[tensor].weight is None:
                     wanted.setdefault(tensor, set()).update({RANGE, HISTOGRAM} if how - {"minmax"} else {RANGE})
@@ -66,9 +68,11 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
             if state is not None and use.grid in ("cell", "range"):
                 wanted.setdefault(state, set()).add(RANGE)
         source = activation_input(plan.graph, decision.op)
-        if source is not None and decision.settings is not None and decision.mode in (STATIC, DYNAMIC, WEIGHT_ONLY):
-            if decision.mode != WEIGHT_ONLY or _wants_moments(decision.settings):
-                wanted.setdefault(source, set()).add(MOMENTS)
+        asked = decision.settings
+        if source is None or asked is None or decision.mode not in (STATIC, DYNAMIC, WEIGHT_ONLY):
+            continue
+        if decision.mode != WEIGHT_ONLY or _wants_moments(asked):
+            wanted.setdefault(source, set()).add(MOMENTS)
     return wanted
 
 
@@ -240,7 +244,11 @@ class _Solver:
             bias = self.bias(op, op.demands.bias)
             correction = self.correction(decision, use, tensor, encoded)
             # XNNPACK's dynamic kernels want the bias itself, not one behind DEQUANTIZE.
-            if bias is not None and op.demands.bias is not None and (np.any(correction) or self.unpacked_bias(decision)):
+            if (
+                bias is not None
+                and op.demands.bias is not None
+                and (np.any(correction) or self.unpacked_bias(decision))
+            ):
                 values = (bias + correction).astype(np.float32)
                 inputs[op.demands.bias] = Port(None, Encoded(values, "float32", None))
         blocks = decision.form == "dynamic-int4-block"
@@ -335,7 +343,9 @@ class _Solver:
         limit = 2**62 if wide else 2**31 - 1
         codes = np.clip(_round_away(bias.reshape(-1) * inverse).astype(np.float64), -limit, limit)
         form = "int64" if wide else "int32"
-        out = Quantization(scale.astype(np.float32), np.zeros(scale.shape, np.int64), form, 0 if scale.size > 1 else None)
+        out = Quantization(
+            scale.astype(np.float32), np.zeros(scale.shape, np.int64), form, 0 if scale.size > 1 else None
+        )
         return encoded, Port(out, Encoded(codes.astype(form).reshape(bias.shape), form, out))
 
 
@@ -351,7 +361,9 @@ def unreachable(plan: Plan, solution: Solution) -> dict[OpId, str]:
         ports = [edit.inputs[i].grid for i in sorted(edit.inputs) if i != demands.bias]
         scales = [float(g.scale.max()) for g in ports if g is not None]
         if of == "input" and edit.form == "int8" and min(scales) < low:
-            found[edit.op] = f"the kernel takes unlike codes for equal at this scale ({min(scales):.3g}, right from {low:.3g})"
+            found[edit.op] = (
+                f"the kernel takes unlike codes for equal at this scale ({min(scales):.3g}, right from {low:.3g})"
+            )
         if of == "input" or not edit.outputs:
             continue
         out = float(edit.outputs[min(edit.outputs)].grid.scale[0])  # type: ignore[union-attr]
@@ -378,8 +390,8 @@ def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
     per_row = max(1, weight.size // max(1, rows))
     step = max(1, CHUNK // per_row)
     kept, spread = context.grid, context.input_spread(weight.shape)
-    shared = settings.granularity == "tensor" or kept is not None and kept.axis != 0
-    shared = shared or spread is not None and spread[0].shape[0] > 1  # grouped: inputs differ from row to row
+    shared = settings.granularity == "tensor" or (kept is not None and kept.axis != 0)
+    shared = shared or (spread is not None and spread[0].shape[0] > 1)  # grouped: inputs differ from row to row
     if weight.dtype != "float32" or context.axis != 0 or shared or rows <= step:
         return settings.encode(np.asarray(weight.read(), np.float32), context)
     starts = range(0, rows, step)
@@ -405,7 +417,9 @@ def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
 def _regrid(encoded: Encoded, scale: np.ndarray) -> Encoded:
     grid = encoded.grid
     assert grid is not None
-    factor = (grid.scale.astype(np.float64) / scale).reshape([-1 if d == grid.axis else 1 for d in range(encoded.values.ndim)])
+    factor = (grid.scale.astype(np.float64) / scale).reshape(
+        [-1 if d == grid.axis else 1 for d in range(encoded.values.ndim)]
+    )
     codes = np.rint(encoded.values * factor).astype(encoded.values.dtype)
     return Encoded(codes, encoded.form, replace(grid, scale=scale))
 

@@ -18,11 +18,10 @@ from paring.runtime import Worker
 RECIPES = ("dynamic-int8", "int8", "int4-int8")
 
 
-def demo(
-    keep: Path | None = typer.Option(
-        None, "--keep", help="Keep the model, its data and what was made of it in this folder."
-    ),
-) -> None:
+KEEP = typer.Option(None, "--keep", help="Keep the model, its data and what was made of it in this folder.")
+
+
+def demo(keep: Path | None = KEEP) -> None:
     """Quantize an embedded CNN (handwritten digits) and print size, accuracy and latency before and after."""
     out = console()
     calibration, images, labels = load_digits()

@@ -118,12 +118,16 @@ class Quantize:
         if self.granularity == "block":
             return self._encode_blocks(weight, context)
         axis = context.axis if self.granularity == "channel" else None
-        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if axis is not None else weight.reshape(1, -1)
+        rows = (
+            np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if axis is not None else weight.reshape(1, -1)
+        )
         loss = self._loss(weight, context, lambda full: np.moveaxis(full, axis or 0, 0).reshape(rows.shape))
         low = form.low  # never -8: the builtin hybrid FULLY_CONNECTED reads that int4 code wrongly
         scale = self._scales(rows, low, form.high, loss)
         grid = Quantization(scale, np.zeros(scale.shape, np.int64), form.dtype, axis)
-        return Encoded(_codes(weight, _along(scale, axis, weight.ndim), low, form.high, clip=self.range == "mse"), form.dtype, grid)
+        return Encoded(
+            _codes(weight, _along(scale, axis, weight.ndim), low, form.high, clip=self.range == "mse"), form.dtype, grid
+        )
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """The float32 values that the codes stand for."""

@@ -1,0 +1,1 @@
+"""Measures models: latency side by side, and what operators cost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -112,10 +113,8 @@ class Worker:
         self._child.wait()
         for pipe in (self._child.stdin, self._child.stdout, self._log):
             if pipe is not None:
-                try:
+                with contextlib.suppress(BrokenPipeError):
                     pipe.close()
-                except BrokenPipeError:
-                    pass
 
     # -- requests ------------------------------------------------------------------------------------------------
 

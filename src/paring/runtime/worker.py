@@ -143,7 +143,9 @@ class Server:
         self.sessions[name].run(arrays)
         found = [self.sessions[name].captured(number) for number in routines]
         sizes = [len(calls[0]) if calls else 0 for calls in found]
-        return {"calls": [len(calls) for calls in found], "sizes": sizes}, [a for calls in found for call in calls for a in call]
+        return {"calls": [len(calls) for calls in found], "sizes": sizes}, [
+            a for calls in found for call in calls for a in call
+        ]
 
     def drop(self, name: str) -> dict[str, Any]:
         """Forgets a model."""

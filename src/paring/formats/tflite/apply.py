@@ -177,7 +177,9 @@ class _Subgraph:
         if not activation:
             return
         if activation not in ACTIVATIONS:
-            raise UnsupportedError(f"cannot take activation {activation} out of an operator of {self.draft.source.path}")
+            raise UnsupportedError(
+                f"cannot take activation {activation} out of an operator of {self.draft.source.path}"
+            )
         operator.builtin_options.fused_activation_function = 0
         index = int(operator.outputs[0])
         table = self.table.tensors[index]
@@ -206,7 +208,7 @@ class _Subgraph:
         """The tensor that carries the value of `index` in the wanted form."""
         made = self.form(index)
         here = self.place.get(index, index)
-        if grid is None and made is None or grid is not None and grid.same_grid(made):
+        if (grid is None and made is None) or (grid is not None and grid.same_grid(made)):
             return here
         key = (index, None if grid is None else (grid.dtype, float(grid.scale[0]), int(grid.zero_point[0])))
         if key not in self.copies:
@@ -226,7 +228,7 @@ class _Subgraph:
         if b == "float32":
             version = {"float16": 3, "int16": 3, "int4": 6}.get(a, 2)
             return self.draft.operator("DEQUANTIZE", version, [source], [target], Table("DequantizeOptions"))
-        version = 2 if "int16" in (a, b) and a != b or a == b == "int16" else 1
+        version = 2 if ("int16" in (a, b) and a != b) or a == b == "int16" else 1
         return self.draft.operator("QUANTIZE", version, [source], [target], Table("QuantizeOptions"))
 
 

@@ -315,12 +315,16 @@ def _check_regions(model: TfliteModel, operator: Table, name: str, where: str) -
     if len(inner) != 2:
         raise Malformed(f"{where} names {len(inner)} subgraphs, not 2")
     ins, outs = _list(operator.inputs), _list(operator.outputs)
-    if -1 in ins or name == "IF" and not ins:
+    if -1 in ins or (name == "IF" and not ins):
         raise Malformed(f"{where} leaves out an operand")
     taken, given = ins[name == "IF" :], [_list(s.outputs) for s in inner]
     if any(len(_list(s.inputs)) != len(taken) for s in inner):
-        raise Malformed(f"{where} has {len(taken)} operands, its subgraphs take {[len(_list(s.inputs)) for s in inner]}")
-    if any(len(g) != len(outs) for g in (given if name == "IF" else given[1:])) or name == "WHILE" and len(outs) != len(ins):
+        raise Malformed(
+            f"{where} has {len(taken)} operands, its subgraphs take {[len(_list(s.inputs)) for s in inner]}"
+        )
+    if any(len(g) != len(outs) for g in (given if name == "IF" else given[1:])) or (
+        name == "WHILE" and len(outs) != len(ins)
+    ):
         raise Malformed(f"{where} has {len(outs)} results, its subgraphs give {[len(g) for g in given]}")
     if name == "WHILE" and (len(given[0]) != 1 or NAMES["TensorType"][inner[0].tensors[given[0][0]].type] != "BOOL"):
         raise Malformed(f"{where} has a condition that does not give one boolean")

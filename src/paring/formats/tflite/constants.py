@@ -59,7 +59,9 @@ def constant_weight(model: TfliteModel, tensor: Table, *, densify: bool = False)
         dtype = DTYPES[name]
         return Weight(shape, type_name(tensor), "sparse", raw.nbytes, _rows(lambda: _densify(tensor, raw.view(dtype))))
     if name == "INT4":
-        return Weight(shape, "int4", "int4", raw.nbytes, _rows(lambda: unpack_int4(raw, math.prod(shape)).reshape(shape)))
+        return Weight(
+            shape, "int4", "int4", raw.nbytes, _rows(lambda: unpack_int4(raw, math.prod(shape)).reshape(shape))
+        )
     values = raw.view(DTYPES[name]).reshape(shape)
     return Weight(
         shape,

@@ -53,7 +53,9 @@ class Draft:
             self.root.operator_codes.append(operator_code(name, version))
         return self._codes[key]
 
-    def tensor(self, subgraph: int, like: Table, name: str, dtype: str, grid: Quantization | None, buffer: int = 0) -> int:
+    def tensor(
+        self, subgraph: int, like: Table, name: str, dtype: str, grid: Quantization | None, buffer: int = 0
+    ) -> int:
         """A new tensor with the shape of `like` -> its index."""
         table = Table("Tensor", name=name, type=ENUMS["TensorType"][dtype.upper()], buffer=buffer)
         for field in ("shape", "shape_signature", "has_rank"):
@@ -77,7 +79,9 @@ class Draft:
             )  # fmt: skip
             details = Table("BlockwiseQuantization", scales=scales, zero_points=-1, block_size=grid.block)
             kind = ENUMS["QuantizationDetails"]["BlockwiseQuantization"]
-            table.quantization = Table("QuantizationParameters", details_type=kind, details=details, quantized_dimension=0)
+            table.quantization = Table(
+                "QuantizationParameters", details_type=kind, details=details, quantized_dimension=0
+            )
             return
         table.quantization = Table(
             "QuantizationParameters",
@@ -96,7 +100,9 @@ class Draft:
         dtype = "float32" if encoded.form == "float32" else FORMS[encoded.form].dtype
         return self.tensor(subgraph, like, name, dtype, encoded.grid, self._buffers[key])
 
-    def operator(self, name: str, version: int, inputs: list[int], outputs: list[int], options: Table | None = None) -> Table:
+    def operator(
+        self, name: str, version: int, inputs: list[int], outputs: list[int], options: Table | None = None
+    ) -> Table:
         """A new operator table; the caller places it."""
         table = Table("Operator", opcode_index=self.code(name, version))
         table.inputs, table.outputs = np.array(inputs, np.int32), np.array(outputs, np.int32)
@@ -210,4 +216,3 @@ def _renumber_codes(root: Table) -> None:
     for subgraph in root.subgraphs:
         for operator in subgraph.operators or ():
             operator.opcode_index = place[operator.opcode_index]
-

@@ -365,7 +365,9 @@ _CHOICES = (
     Row("GREATER", "greater", out=NONE, same=True, versions=_V(1, 2, 2), since={"int16": "2.19.0"}, rescale=_EXACT),
     Row("GREATER_EQUAL", "greater_equal", out=NONE, same=True, versions=_V(1, 2, 3), rescale=_EXACT),
     Row("LESS", "less", out=NONE, same=True, versions=_V(1, 2, 3), rescale=_EXACT),
-    Row("LESS_EQUAL", "less_equal", out=NONE, same=True, versions=_V(1, 2, 2), since={"int16": "2.19.0"}, rescale=_EXACT),
+    Row(
+        "LESS_EQUAL", "less_equal", out=NONE, same=True, versions=_V(1, 2, 2), since={"int16": "2.19.0"}, rescale=_EXACT
+    ),
 )
 
 

@@ -48,7 +48,9 @@ class Probe:
     source: int = -1
 
 
-def instrument(model: TfliteModel, subgraph: int = 0, only: Sequence[int] | None = None) -> tuple[TfliteModel, list[Probe]]:
+def instrument(
+    model: TfliteModel, subgraph: int = 0, only: Sequence[int] | None = None
+) -> tuple[TfliteModel, list[Probe]]:
     """A model whose outputs are those of `model`, then for each quantized operator its result and its twin's.
 
     Args:
@@ -96,7 +98,9 @@ class _Instrument:
         real = count[row.out] if isinstance(row.out, slice) else row.out
         grid = self.grid(result) if 0 in real else None
         kind = type_name(self.tensor(result))
-        if not integers or 0 in real and kind != "float32" and (kind not in ("int8", "int16", "uint8") or grid is None):
+        if not integers or (
+            0 in real and kind != "float32" and (kind not in ("int8", "int16", "uint8") or grid is None)
+        ):
             return None
         biases = {row.bias, *(w.bias for w in row.weights)}
         weights = {w.input: w for w in row.weights}
@@ -124,8 +128,14 @@ class _Instrument:
                 return None
             values = np.abs(self.values(ins[found.input]))
             axis = None if found.axis is None else found.axis % values.ndim
-            reach = values.sum(axis=tuple(d for d in range(values.ndim) if d != axis)) if axis is not None else values.sum()
-            data = [i for p, i in enumerate(ins) if i >= 0 and p not in weights and p != row.bias and type_name(self.tensor(i)) == "float32"]
+            reach = (
+                values.sum(axis=tuple(d for d in range(values.ndim) if d != axis)) if axis is not None else values.sum()
+            )
+            data = [
+                i
+                for p, i in enumerate(ins)
+                if i >= 0 and p not in weights and p != row.bias and type_name(self.tensor(i)) == "float32"
+            ]
             if data:
                 source = len(outputs)
                 outputs.append(data[0])
