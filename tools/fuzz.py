@@ -157,7 +157,7 @@ class Seed:
         samples = {}
         for name, index in inputs.items():
             tensor = model.subgraphs[subgraph].tensors[index]
-            shape = [3, *(max(1, d) for d in shape_of(tensor)[1:])]
+            shape = [3, *(max(1, d) for d in shape_of(tensor))]
             kind = np.dtype(type_name(tensor))
             values = random.normal(size=shape) if kind.kind == "f" else random.integers(0, 2, shape)
             samples[name] = values.astype(kind)
@@ -538,6 +538,9 @@ def main() -> int:
         Path(asked.keep).write_bytes(mutation(seeds, asked.seed, asked.only[0]).data)
     started = time.perf_counter()
     intact = baselines(seeds)
+    for (name, recipe), outcome in intact.items():
+        if outcome.end != "success" or outcome.violations:
+            raise SystemExit(f"{name} with {recipe} is no intact file: {outcome}")
     numbers = asked.only or range(asked.first, asked.first + asked.count)
     results = []
     for case, outcome in fuzz(seeds, intact, asked.seed, numbers, asked.jobs):

@@ -12,6 +12,7 @@ from paring.recipe import Recipe
 
 FLOAT, STATIC, DYNAMIC, WEIGHT_ONLY = "float", "static", "dynamic", "weight-only"
 KEPT, CONSTANT, OTHER = "kept", "constant", "other"
+CONVERSIONS = ("QUANTIZE", "DEQUANTIZE", "DENSIFY", "FAKE_QUANT")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 from paring.calibrate import calibrate
 from paring.calibration import HISTOGRAM, Statistics
 from paring.data import Feed, feeds
+from paring.decision import CONVERSIONS, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.formats import load
 from paring.formats.tflite.apply import apply, versions_of
@@ -21,7 +22,7 @@ from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
-from paring.plan import DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Plan, ground, plan, refine
+from paring.plan import activation_input, ground, plan, refine
 from paring.recipe import Recipe
 from paring.solve import Solution, diagnose, requests, solve, unreachable
 from paring.verify import PATHS, Verification, verify
@@ -365,12 +366,26 @@ def _notes(model: TfliteModel, made: Plan, found: Statistics | None, given: Any,
         and found is None
     ):
         notes.append("no data was given: no bias correction, weights rounded without regard to their inputs")
-    kept = made.counts()[KEPT]
+    if found is not None and any(_lacks_moments(made, found, d) for d in made.decisions):
+        notes.append("the statistics hold no means of some inputs: no bias correction there")
+    kept = sum(d.mode == KEPT and d.op.native not in CONVERSIONS for d in made.decisions)
     if kept:
-        notes.append(f"{kept} operators were quantized already or only convert; they stay as they are")
+        notes.append(f"{kept} operators were quantized already; they stay as they are")
+    if any("no sample reaches" in d.reason for d in made.decisions):
+        notes.append(
+            "a branch that no sample takes stays float, and what follows it was calibrated without its values: "
+            "give samples that take every branch"
+        )
     for feed in given or ():
         notes.extend(feed.samples.notes)
     return tuple(dict.fromkeys(notes))
+
+
+def _lacks_moments(made: Plan, found: Statistics, decision: Decision) -> bool:
+    source = activation_input(made.graph, decision.op)
+    known = found.tensors.get(source) if source is not None else None
+    wanted = decision.settings is not None and decision.settings.bias_correction and decision.mode != FLOAT
+    return wanted and source is not None and (known is None or known.moments is None)
 
 
 def _still_float(graph: Graph, recipe: Recipe, solution: Solution) -> list[str]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
-from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, OTHER, STATIC, WEIGHT_ONLY, Decision, Plan
+from paring.decision import CONSTANT, CONVERSIONS, DYNAMIC, FLOAT, KEPT, OTHER, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
 from paring.loops import accumulating, deciding, settle
 from paring.recipe import Recipe
@@ -36,7 +36,7 @@ def plan(graph: Graph, recipe: Recipe) -> Plan:
 def _decide(graph: Graph, op: Op, wanted: Quantize | None, why: str) -> Decision:
     if op.constant:
         return Decision(op, CONSTANT, reason="unpacks a stored weight; its users decide")
-    if op.native in ("QUANTIZE", "DEQUANTIZE", "DENSIFY", "FAKE_QUANT"):
+    if op.native in CONVERSIONS:
         return Decision(op, KEPT, reason="a conversion in the source model")
     data = _data(graph, op)
     if any(t.dtype in _INTEGER and t.quantization is not None for t in data):

@@ -113,8 +113,11 @@ class Quantize:
         kept = context.grid
         fits = kept is not None and kept.dtype == form.dtype and kept.axis in (None, context.axis) and not kept.block
         if kept is not None and fits and not kept.zero_point.any():
-            scale = _along(kept.scale, kept.axis, weight.ndim)
-            return Encoded(np.rint(weight / scale).astype(np.int8), form.dtype, kept)
+            with np.errstate(all="ignore"):  # a scale in a file may be anything: what it cannot hold is not kept
+                codes = np.rint(weight / _along(kept.scale, kept.axis, weight.ndim))
+            top = 2 ** (form.bits - 1)
+            if ((codes >= -top) & (codes < top)).all():
+                return Encoded(codes.astype(np.int8), form.dtype, kept)
         if self.granularity == "block":
             return self._encode_blocks(weight, context)
         axis = context.axis if self.granularity == "channel" else None

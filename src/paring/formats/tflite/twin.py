@@ -128,8 +128,8 @@ class _Instrument:
                 return None
             values = np.abs(self.values(ins[found.input]))
             axis = None if found.axis is None else found.axis % values.ndim
-            reach = (
-                values.sum(axis=tuple(d for d in range(values.ndim) if d != axis)) if axis is not None else values.sum()
+            reach = values.sum(
+                axis=tuple(d for d in range(values.ndim) if d != axis) if axis is not None else None, dtype=np.float64
             )
             data = [
                 i
