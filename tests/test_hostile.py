@@ -6,6 +6,7 @@ import importlib.util
 import io
 import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -328,3 +329,21 @@ def test_a_runtime_that_refuses_the_input_is_bad_input(tmp_path: Path):
     with pytest.raises(InputError, match=r"the runtime does not run the input .*version '?999") as caught:
         optimize(path, output=tmp_path / "out.tflite")
     assert caught.value.exit_code == 2 and not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.parametrize("recipe", ["dynamic-int8", "int8"])
+def test_a_loop_without_end_is_stopped(recipe: str, tmp_path: Path):
+    """Within the time of one run, not the longer one that following a loop step by step is given."""
+    from test_control_flow import accumulator, samples
+
+    right = accumulator(41)
+    root, path = right.root.clone(), tmp_path / "endless.tflite"
+    bounds = [b for b in root.buffers if b.data is not None and b.data.tobytes() == (41).to_bytes(4, "little")]
+    assert len(bounds) == 1
+    bounds[0].data = np.frombuffer((2**31 - 1).to_bytes(4, "little"), np.uint8)
+    path.write_bytes(TfliteModel(root, memoryview(b""), "").to_bytes())
+    started = time.perf_counter()
+    with pytest.raises(ParingError, match="the model does not finish: expected an answer within 10 s") as caught:
+        optimize(path, recipe, samples(right, 2) if recipe == "int8" else None, output=tmp_path / "out.tflite")
+    assert caught.value.exit_code == 2 and time.perf_counter() - started < 30
+    assert [p.name for p in tmp_path.iterdir()] == ["endless.tflite"]

@@ -479,3 +479,34 @@ def test_numbers_that_json_has_no_words_for_become_null():
 
 def test_made_up_samples_are_said_to_be_made_up():
     assert not optimize(model_path(), "weight-only-int8").report.verification.given
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_integer_weights_of_hybrid_operators_keep_their_codes_in_a_static_model(granularity):
+    calibration = load_digits()[0][:32]
+    only_dense = Recipe.named("dynamic-int8").with_settings(granularity=granularity).restricted(only=["dense"])
+    hybrid = optimize(model_path(), only_dense, verified=False).model
+    result = optimize(hybrid.to_bytes(), "int8", calibration)
+    assert {row.mode for row in result.report.rows} == {"static"}
+    assert result.report.verification is not None
+    assert max(result.report.verification.difference.values()) < 0.02
+
+    def codes(model):
+        graph = model.graph
+        return [t.weight.read() for op in graph.ops if op.kind == "dense" for _, t in graph.weights_of(op)]
+
+    for before, after in zip(codes(hybrid), codes(result.model), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["kws_ref_model_float32", "pretrainedResnet"])
+def test_static_int8_of_a_reference_model_gives_its_answers(shared, name):
+    if name.startswith("kws"):
+        with np.load(shared / "data" / "kws_features.npz") as data:
+            rows = ((data["x"].astype(np.float32) - data["zero_point"]) * data["scale"]).astype(np.float32)[:64]
+    else:
+        rows = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3)).astype(np.float32)
+    report = optimize(shared / "models" / f"{name}.tflite", "int8", rows).report
+    assert {row.mode for row in report.rows} == {"static"}
+    assert report.verification is not None
+    assert max(report.verification.difference.values()) < 0.15

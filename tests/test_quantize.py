@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from paring import solve as solving
 from paring.calibration import Statistics, TensorStatistics
+from paring.compress import weights as chunks
 from paring.compress.base import Context, Moments, per_input
 from paring.compress.encodings import FORMS, decode, pack_int4, unpack_int4
 from paring.compress.quantize import Quantize
+from paring.compress.weights import encode
 from paring.errors import InputError
 from paring.graph import Quantization, WeightUse
 from paring.plan import plan
 from paring.recipe import Recipe, Rule
-from paring.solve import encode, solve
+from paring.solve import solve
 
 BLOCKS = Quantize("int4", "dynamic", "block", 32)
 FORM_SETTINGS = [
@@ -224,7 +225,7 @@ def test_a_grid_that_the_kernels_cannot_take_is_not_kept(grid):
 
 
 def whole_and_chunked(monkeypatch, chosen: Quantize, w: np.ndarray, context: Context):
-    monkeypatch.setattr(solving, "CHUNK", 3 * w[0].size)
+    monkeypatch.setattr(chunks, "CHUNK", 3 * w[0].size)
     return chosen.encode(w, context), encode(chosen, weight(w), context)
 
 

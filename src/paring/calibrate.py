@@ -21,7 +21,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.program import bodies, build
 from paring.formats.tflite.schema import NAMES
 from paring.graph import Graph, TensorId
-from paring.runtime import Limits, Worker
+from paring.runtime import Limits, OutOfTime, RunError, Worker
 
 
 def calibrate(
@@ -56,6 +56,7 @@ def calibrate(
     bounds = limits(model, sample=next(iter(feeds[0].head(1)), ()) if feeds else ())
     inner = {feed.subgraph: {t for t in wanted if t[0] in bodies(model, feed.subgraph)} for feed in feeds}
     if any(inner.values()):  # loops are followed step by step, which takes longer than running them
+        _check_that_it_ends(model, feeds, bounds, kernels)
         bounds = replace(bounds, seconds=10 * bounds.seconds)
     with tempfile.TemporaryDirectory(prefix="paring-") as folder, Worker(bounds) as worker:
         for feed in feeds:
@@ -95,6 +96,23 @@ def calibrate(
     if asked and not samples:
         raise InputError("cannot calibrate", expected="at least one sample", got="an empty data set")
     return Statistics(tensors, {t: graph.tensors[t].name for t in tensors}, samples, unseen)
+
+
+def _check_that_it_ends(model: TfliteModel, feeds: list[Feed], bounds: Limits, kernels: str) -> None:
+    """Raises OutOfTime for a loop without end, at once rather than after the longer time that following it may take."""
+    sample = next((s for feed in feeds if feed.subgraph == 0 for s in feed.head(1)), None)
+    if sample is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="paring-") as folder, Worker(bounds) as worker:
+        path = Path(folder) / "whole.tflite"
+        model.save(path)
+        try:
+            worker.load("whole", path, kernels=kernels)
+            worker.run("whole", sample)
+        except OutOfTime:
+            raise
+        except RunError:
+            pass  # what keeps the whole from running is found, and said, where its parts run
 
 
 def limits(*models: TfliteModel, sample: Sequence[np.ndarray] = ()) -> Limits:

@@ -17,6 +17,7 @@ from paring.plan import CONSTANT, FLOAT
 from paring.verify import PATH_NAMES, PATHS, Verification
 
 ALL_ROWS = 120
+LARGE = 0.5  # relative difference of an output that no user should overlook
 _STYLES = {
     "other": "dim",
     "static": "green",
@@ -134,9 +135,13 @@ def show_verification(found: Verification, out: Console) -> None:
         agreement = f", same top-1 on {found.agreement[output]:.1%}" if output in found.agreement else ""
         made_up = "" if found.given else " (made-up samples: give --data for real ones)"
         out.print(
-            f"output {escape(short_name(output))}: relative difference {error:.4f}{agreement} "
+            f"output {escape(short_name(output))}: relative difference {_weighed(error)}{agreement} "
             f"on {found.samples} samples{made_up}"
         )
+
+
+def _weighed(error: float) -> str:
+    return f"{error:.4f}" if error < LARGE else f"[red]{error:.4f} (large)[/]"
 
 
 def show_advice(report: Report, out: Console) -> None:

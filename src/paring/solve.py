@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 from paring.calibration import HISTOGRAM, MOMENTS, RANGE, Statistics, TensorStatistics
 from paring.compress.base import Context, Encoded, Moments, per_input
 from paring.compress.quantize import Quantize
+from paring.compress.weights import encode, real
 from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.edits import Edit, Port
 from paring.errors import InputError
@@ -22,7 +21,6 @@ from paring.loops import inner
 from paring.plan import DROWNED, activation_input
 from paring.state import kept, wide
 
-CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
 _ASYMMETRIC = (
     "FULLY_CONNECTED", "BATCH_MATMUL", "SVDF", "RNN", "UNIDIRECTIONAL_SEQUENCE_RNN", "BIDIRECTIONAL_SEQUENCE_RNN",
     "LSTM", "UNIDIRECTIONAL_SEQUENCE_LSTM", "BIDIRECTIONAL_SEQUENCE_LSTM",
@@ -205,9 +203,9 @@ class _Solver:
         for use, stored in self.graph.weights_of(op):
             assert stored.weight is not None
             if op.demands.same:  # a table whose codes are looked up as they are
-                inputs[use.input] = self.operand(stored.weight, outputs[op.demands.results[0]].grid, dtype)
+                inputs[use.input] = self.operand(real(stored), outputs[op.demands.results[0]].grid, dtype)
                 continue
-            encoded = self.weight(decision, use, stored) if use.dtype == "int8" else wide(stored.weight)
+            encoded = self.weight(decision, use, stored) if use.dtype == "int8" else wide(real(stored))
             met = scale if use.meets is None else state[use.meets].scale
             bias = self.bias(op, use.bias)
             if bias is not None and use.bias is not None and encoded.grid is not None and met is not None:
@@ -266,8 +264,8 @@ class _Solver:
 
     def weight(self, decision: Decision, use: WeightUse, tensor: Tensor) -> Encoded:
         """Codes of one weight; operators that share weight and settings share the codes, across subgraphs too."""
-        settings, weight = decision.settings, tensor.weight
-        assert settings is not None and weight is not None
+        settings, weight = decision.settings, real(tensor)
+        assert settings is not None
         axis = use.axis if use.axis is None else use.axis % max(1, len(weight.shape))
         shared = weight.origin is not None and tensor.quantization is None
         key = ((weight.origin, weight.shape) if shared else tensor.id, replace(settings, activations="float"), axis)
@@ -308,7 +306,7 @@ class _Solver:
 
     def correction(self, decision: Decision, use: WeightUse, tensor: Tensor, encoded: Encoded) -> np.ndarray:
         """What rounding the weights shifted in the mean output, per channel (Nagel et al. 2019, section 4.2)."""
-        settings, weight, moments = decision.settings, tensor.weight, self.moments(decision)
+        settings, weight, moments = decision.settings, real(tensor), self.moments(decision)
         axis = encoded.grid.axis if encoded.grid is not None else None
         if settings is None or not settings.bias_correction or weight is None or moments is None or use.axis is None:
             return np.float32(0)  # type: ignore[return-value]
@@ -382,36 +380,6 @@ def _params(op: Op, form: str) -> dict[str, Any]:
     if form == "int16" and op.native in ("ADD", "SUB"):
         params["pot_scale_int16"] = False
     return params
-
-
-def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
-    """Encodes a weight of any size, in row chunks on all cores where its channels are its rows; memory stays bounded."""
-    rows = weight.shape[0] if weight.shape else 1
-    per_row = max(1, weight.size // max(1, rows))
-    step = max(1, CHUNK // per_row)
-    kept, spread = context.grid, context.input_spread(weight.shape)
-    shared = settings.granularity == "tensor" or (kept is not None and kept.axis != 0)
-    shared = shared or (spread is not None and spread[0].shape[0] > 1)  # grouped: inputs differ from row to row
-    if weight.dtype != "float32" or context.axis != 0 or shared or rows <= step:
-        return settings.encode(np.asarray(weight.read(), np.float32), context)
-    starts = range(0, rows, step)
-    dtype = np.float16 if settings.weights == "float16" else np.int8
-    values = np.empty(weight.shape, dtype)
-
-    def one(start: int) -> Quantization | None:
-        rows = slice(start, start + step)
-        mine = None if kept is None else replace(kept, scale=kept.scale[rows], zero_point=kept.zero_point[rows])
-        part = settings.encode(weight.read(start, start + step), replace(context, grid=mine))
-        values[start : start + step] = part.values
-        return part.grid
-
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        grids = list(pool.map(one, starts))
-    if settings.weights == "float16" or grids[0] is None:
-        return Encoded(values, "float16", None)
-    scale = np.concatenate([g.scale for g in grids if g is not None])
-    grid = replace(grids[0], scale=scale, zero_point=np.zeros(scale.shape, np.int64))
-    return Encoded(values, grid.dtype, grid)
 
 
 def _regrid(encoded: Encoded, scale: np.ndarray) -> Encoded:

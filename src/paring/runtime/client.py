@@ -29,6 +29,10 @@ class RunError(ParingError):
     """A model could not be run: refused by the runtime, out of time or memory, or it crashed the child."""
 
 
+class OutOfTime(RunError):
+    """The child was ended because a request took longer than its limit."""
+
+
 _BASE = 64 * 2**20  # what the smallest model takes, several times over
 # The child needs a few modules and not all that the package brings, which takes as long to import as NumPy.
 _CHILD = """
@@ -229,7 +233,7 @@ class Worker:
     def _died(self, limit: float) -> RunError:
         self._child.wait()
         if self._late:
-            return RunError("the model does not finish", expected=f"an answer within {limit:.0f} s")
+            return OutOfTime("the model does not finish", expected=f"an answer within {limit:.0f} s")
         code = self._child.returncode
         name = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
         self._log.seek(0, os.SEEK_END)
@@ -244,4 +248,4 @@ def _short(text: str) -> str:
     return text if len(text) < 300 else text[:297] + "..."
 
 
-__all__ = ["Limits", "RunError", "Worker"]
+__all__ = ["Limits", "OutOfTime", "RunError", "Worker"]
