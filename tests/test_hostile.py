@@ -343,7 +343,7 @@ def test_a_loop_without_end_is_stopped(recipe: str, tmp_path: Path):
     bounds[0].data = np.frombuffer((2**31 - 1).to_bytes(4, "little"), np.uint8)
     path.write_bytes(TfliteModel(root, memoryview(b""), "").to_bytes())
     started = time.perf_counter()
-    with pytest.raises(ParingError, match="the model does not finish: expected an answer within 10 s") as caught:
+    with pytest.raises(ParingError, match=r"the model does not finish: expected an answer within 1\d s") as caught:
         optimize(path, recipe, samples(right, 2) if recipe == "int8" else None, output=tmp_path / "out.tflite")
     assert caught.value.exit_code == 2 and time.perf_counter() - started < 30
     assert [p.name for p in tmp_path.iterdir()] == ["endless.tflite"]

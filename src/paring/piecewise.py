@@ -13,7 +13,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.operators import TABLE
 from paring.formats.tflite.twin import Probe, instrument
 
-LARGE = 100 * 2**20  # bytes: above, a model is verified in pieces
+LARGE = 100_000_000  # bytes: above, a model is verified in pieces
 
 
 def pieces(model: TfliteModel, path: Path) -> Iterator[tuple[TfliteModel, list[Probe], list[np.ndarray]]]:

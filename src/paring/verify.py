@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,7 @@ def _path(
         twins = {number: twin for number, twin in twins.items() if twin[1] or number == feed.subgraph}
         models = [written, *([written] if len(twins) > 1 else []), *(model for model, _ in twins.values())]
         bounds = limits(source, *models, sample=samples[0])
-        with Worker(replace(bounds, seconds=bounds.seconds * (1 if len(twins) == 1 else 10))) as worker:
+        with Worker(bounds) as worker:
             try:
                 _load(worker, "source", paths, feed, path)
                 worker.run("source", samples[0])
@@ -156,6 +156,8 @@ def _path(
                 result.skipped[path] = f"it cannot run the source either: {error}"
                 return
             try:
+                if len(twins) > 1:  # a loop that ends may be followed step by step, which takes longer
+                    worker.allow(10 * bounds.seconds)
                 _load(worker, "written", paths, feed, path)
                 for number in twins:
                     worker.load(f"twin{number}", folder / f"twin{number}.tflite", kernels=path, stream=True)

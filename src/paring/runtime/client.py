@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -153,6 +153,11 @@ class Worker:
     def drop(self, name: str) -> None:
         """Forgets a model."""
         self._call("drop", name=name)
+
+    def allow(self, seconds: float) -> None:
+        """Gives every later request so much time."""
+        self._settle()
+        self.limits = replace(self.limits, seconds=seconds)
 
     def run(self, name: str, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Runs one sample, inputs in the model's order -> outputs in the model's order."""
