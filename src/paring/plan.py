@@ -46,6 +46,8 @@ def _decide(graph: Graph, op: Op, wanted: Quantize | None, why: str) -> Decision
     if op.native in _STATE:
         return Decision(op, FLOAT, reason="a variable keeps its type, and what sets it up stays as it is")
     if op.demands is None:
+        if not data:
+            return Decision(op, OTHER, reason="works on no real numbers")
         return Decision(op, FLOAT, reason=f"no quantized kernel known for {op.native}")
     if any(t.dtype != "float32" for t in data) or not (data or op.demands.weights):
         kinds = sorted({t.dtype for t in data if t.dtype != "float32"})
