@@ -7,13 +7,15 @@ TensorFlow and Keras are imported inside the functions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-RESNET8 = Path("/work/shared/models/pretrainedResnet.h5")
+SHARED = Path(os.environ.get("PARING_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+RESNET8 = SHARED / "models" / "pretrainedResnet.h5"
 
 # Input shape without the batch, lowest and highest input value. ResNet8 and two that rescale inside take pixels.
 INPUTS: dict[str, tuple[tuple[int, ...], float, float]] = {
