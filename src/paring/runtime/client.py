@@ -150,6 +150,12 @@ class Worker:
             found[number] = [[next(rest) for _ in range(size)] for _ in range(calls)]
         return found
 
+    def collect(self, name: str, inputs: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """Runs one sample through a program -> for each tensor it watches every value it took, loops included."""
+        message, arrays = self._call("collect", list(inputs), name=name)
+        rest = iter(arrays)
+        return [[next(rest) for _ in range(count)] for count in message["counts"]]
+
     def drop(self, name: str) -> None:
         """Forgets a model."""
         self._call("drop", name=name)

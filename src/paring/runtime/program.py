@@ -98,6 +98,7 @@ class ProgramSession:
         self._kept: dict[TensorId, tuple[set[str], TensorStatistics]] = {}
         self._started: set[int] = set()
         self._captured: dict[int, list[list[np.ndarray]]] = {}
+        self._collected: dict[TensorId, list[np.ndarray]] = {}
 
     def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Runs one sample."""
@@ -112,6 +113,15 @@ class ProgramSession:
             self.run(arrays)
         finally:
             self._kept = {}
+
+    def collect(self, arrays: list[np.ndarray]) -> list[list[np.ndarray]]:
+        """Runs one sample -> every value that each watched tensor took, in order."""
+        self._collected = {tensor: [] for tensor in self.program.watched}
+        try:
+            self.run(arrays)
+            return [self._collected[tensor] for tensor in self.program.watched]
+        finally:
+            self._collected = {}
 
     def captured(self, number: int) -> list[list[np.ndarray]]:
         """What the routine read in its first and its last call of the latest run."""
@@ -150,6 +160,8 @@ class ProgramSession:
     ) -> None:
         for index, array in zip(places, arrays, strict=True):
             values[index] = array
+            if (number, index) in self._collected:
+                self._collected[number, index].append(array)
             kept = self._kept.get((number, index))
             if kept is not None:
                 kept[1].update(array, kept[0])

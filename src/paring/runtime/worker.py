@@ -14,7 +14,7 @@ from paring.measure.latency import latency
 from paring.runtime.program import Program, ProgramSession
 from paring.runtime.wire import receive, send
 
-_TAKING = ("run", "observe", "time", "load_program", "capture")
+_TAKING = ("run", "observe", "time", "load_program", "capture", "collect")
 KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 
 
@@ -146,6 +146,11 @@ class Server:
         return {"calls": [len(calls) for calls in found], "sizes": sizes}, [
             a for calls in found for call in calls for a in call
         ]
+
+    def collect(self, name: str, arrays: list[np.ndarray]) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Runs a sample through a program -> every value that each watched tensor took."""
+        found = self.sessions[name].collect(arrays)
+        return {"counts": [len(values) for values in found]}, [value for values in found for value in values]
 
     def drop(self, name: str) -> dict[str, Any]:
         """Forgets a model."""

@@ -24,6 +24,7 @@ class Draft:
         self._codes: dict[tuple[int, int], int] = {}
         self._buffers: dict[int, int] = {}
         self._keep: list[Any] = []
+        self.places: dict[int, dict[int, int]] = {}
 
     @property
     def subgraphs(self) -> list[Table]:
@@ -126,10 +127,13 @@ class Draft:
             _drop_dead_operators(self.source, self.root, subgraph)
 
     def finish(self) -> TfliteModel:
-        """Drops operators whose results nothing reads, then unread tensors, buffers, operator codes; gives the model."""
+        """Drops operators whose results nothing reads, then unread tensors, buffers, operator codes; gives the model.
+
+        `places` then says where each tensor that is left went: by subgraph, draft index -> index in the model.
+        """
         self.drop_dead()
         for number, subgraph in enumerate(self.subgraphs):
-            _drop_unread_tensors(self.root, number, subgraph)
+            self.places[number] = _drop_unread_tensors(self.root, number, subgraph)
         _renumber_buffers(self.root)
         _renumber_codes(self.root)
         return TfliteModel(self.root, self.source.data, self.source.path, self.source.archive)
@@ -153,7 +157,7 @@ def _drop_dead_operators(model: TfliteModel, root: Table, subgraph: Table) -> No
     subgraph.operators = kept[::-1]
 
 
-def _drop_unread_tensors(root: Table, number: int, subgraph: Table) -> None:
+def _drop_unread_tensors(root: Table, number: int, subgraph: Table) -> dict[int, int]:
     tensors = subgraph.tensors or []
     used = set(_list(subgraph.inputs)) | set(_list(subgraph.outputs))
     for operator in subgraph.operators or ():
@@ -169,9 +173,9 @@ def _drop_unread_tensors(root: Table, number: int, subgraph: Table) -> None:
             used |= {q.details.scales, q.details.zero_points}
     used.discard(-1)
     order = sorted(used)
-    if len(order) == len(tensors):
-        return
     place = {old: new for new, old in enumerate(order)} | {-1: -1}
+    if len(order) == len(tensors):
+        return place
     subgraph.tensors = [tensors[i] for i in order]
 
     def moved(values: Any) -> np.ndarray:
@@ -191,6 +195,7 @@ def _drop_unread_tensors(root: Table, number: int, subgraph: Table) -> None:
         q = tensor.quantization
         if q is not None and q.details is not None and q.details.type_name != "CustomQuantization":
             q.details.scales, q.details.zero_points = place[q.details.scales], place.get(q.details.zero_points, -1)
+    return place
 
 
 def _renumber_buffers(root: Table) -> None:

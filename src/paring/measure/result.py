@@ -1,0 +1,192 @@
+"""What measuring gives: plain data that goes into results.json and that every report is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values in equal bins.
+
+    Attributes:
+      low: Left edge of the first bin.
+      high: Right edge of the last.
+      counts: One count per bin.
+      scale: Step of the quantization grid drawn in, None where there is none.
+      range: What the grid can hold, as real numbers, None without a grid.
+    """
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    scale: float | None = None
+    range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Error:
+    """How far a tensor lies from its float counterpart, over all samples.
+
+    Attributes:
+      snr_db: Power of the float values over the power of the difference, in dB.
+      channel_db: The same for the median channel (last dimension), which one loud channel cannot hide.
+      mse: Mean square difference over the square of the grid's scale (1/12 is pure rounding); None without a grid.
+      cosine: Cosine of the angle between both.
+      clipped: Share of the float values that lie outside of what the grid can hold; None without a grid.
+    """
+
+    snr_db: float
+    channel_db: float
+    cosine: float
+    mse: float | None = None
+    clipped: float | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of the float model beside what became of it.
+
+    Attributes:
+      name: Operator name in the float model.
+      native: LiteRT's name of the operator there.
+      optimized: Operator name in the optimized model; empty where it has no counterpart.
+      matched: How the counterpart was found: `structure`, `name`, `weights`, `position`; empty without one.
+      form: What it became: e.g. `int8`, `int8 x int4`, `float32`.
+      shape: Of its result, -1 where dynamic.
+      inputs: Indices of the layers it reads from.
+      own: Error of the optimized layer alone, fed with the float input.
+      accumulated: Error of its result inside the whole optimized model.
+      blame: What the layer itself adds, in dB (signal over noise of the median channel, its input's rounding charged to whoever
+        made the input): the ranking goes by this, the smallest first.
+      activation: Histogram of the float result.
+      weights: Histogram of the float weights.
+      weight_db: Signal to noise of the stored weights, in dB.
+      rule: Index into the recipe's rules, None where no recipe is known or none applied.
+      note: What to know of it (why it has no counterpart, ...).
+    """
+
+    name: str
+    native: str
+    optimized: str = ""
+    matched: str = ""
+    form: str = ""
+    shape: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    own: Error | None = None
+    accumulated: Error | None = None
+    blame: float | None = None
+    activation: Histogram | None = None
+    weights: Histogram | None = None
+    weight_db: float | None = None
+    rule: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `paring.compare` gives.
+
+    Attributes:
+      source: Path of the float model.
+      optimized: Path of the optimized one.
+      samples: Samples compared on.
+      given: False where the samples were made up.
+      layers: In topological order of the float model.
+      ranking: Indices of layers, the worst first.
+      outputs: Accumulated error by output name.
+      agreement: By output name, the share of samples with the same largest value.
+      recipe: The recipe in the optimized file's metadata, None where it has none.
+      exempt: Recipe lines (YAML) that exempt the culprits.
+      unmatched: Operators of the optimized model without a counterpart, by name.
+      notes: What to know of the whole.
+    """
+
+    source: str
+    optimized: str
+    samples: int
+    given: bool
+    layers: tuple[Layer, ...]
+    ranking: tuple[int, ...]
+    outputs: dict[str, Error] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    recipe: dict[str, Any] | None = None
+    exempt: str = ""
+    unmatched: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model that tuning measured.
+
+    Attributes:
+      label: What it is, in a few words.
+      bytes: Size of the file.
+      score: Value of the metric.
+      drop: How much worse than the float model, in the metric's own unit; negative where it is better.
+      latency_ms: Median latency with one thread, None where it was not asked for.
+      recipe: The recipe that makes it.
+      pareto: No other candidate is both smaller and better.
+      chosen: This one was written.
+      seconds: What making and measuring it took.
+    """
+
+    label: str
+    bytes: int
+    score: float
+    drop: float
+    recipe: dict[str, Any]
+    latency_ms: float | None = None
+    pareto: bool = False
+    chosen: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What one scheme on one layer alone does to the output.
+
+    Attributes:
+      layer: Operator name.
+      native: LiteRT's name of it.
+      scheme: e.g. `int4`.
+      db: Signal to noise of the model's output, in dB, with only this layer changed.
+      bytes: Bytes of the layer's weights under the scheme.
+    """
+
+    layer: str
+    native: str
+    scheme: str
+    db: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What `paring.tune` gives.
+
+    Attributes:
+      source: Path of the float model.
+      metric: Name of the metric.
+      limits: What was asked: `max_drop`, `max_size`, `max_latency`, those that were.
+      before: The float model as a candidate.
+      candidates: All that were measured, in that order.
+      sensitivity: The sweep before the search.
+      samples: Samples calibrated on, and samples measured on.
+      seconds: Wall time.
+      reused: How many measurements came from an earlier, interrupted run.
+      notes: What to know.
+    """
+
+    source: str
+    metric: str
+    limits: dict[str, float]
+    before: Candidate
+    candidates: tuple[Candidate, ...]
+    sensitivity: tuple[Sensitivity, ...] = ()
+    samples: tuple[int, int] = (0, 0)
+    seconds: float = 0.0
+    reused: int = 0
+    notes: tuple[str, ...] = ()
