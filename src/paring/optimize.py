@@ -24,6 +24,7 @@ from paring.graph import Graph, TensorId
 from paring.loops import witnessed
 from paring.plan import activation_input, ground, plan, refine
 from paring.recipe import Recipe
+from paring.replay import Replay
 from paring.solve import Solution, diagnose, requests, solve, unreachable
 from paring.verify import PATHS, Verification, verify
 
@@ -175,6 +176,8 @@ def optimize(
         made = ground(made, beyond)
         _check_strict(made, strict)
         solution = solve(made, found)
+    if any(d.settings is not None and d.settings.sequential for d in made.decisions):
+        solution = _on_data(model, graph, made, found, given, progress)
     clock.mark("encode")
     changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model), _floors(made))
     verification = None
@@ -284,6 +287,22 @@ def _statistics(
     if not wanted:
         return None
     return calibrate(model, graph, wanted, given, kernels=kernels, progress=progress)
+
+
+def _on_data(
+    model: TfliteModel,
+    graph: Graph,
+    made: Plan,
+    found: Statistics | None,
+    given: list[Feed] | None,
+    progress: Callable[[int], None] | None,
+) -> Solution:
+    """Solves again, each operator behind those before it as they are now."""
+    if given is None:
+        rounding = next(d.settings.rounding for d in made.decisions if d.settings is not None and d.settings.sequential)
+        raise InputError(f"rounding {rounding} needs data", todo="Give samples with --data, or take --rounding nearest")
+    with Replay(model, graph, made, given, progress=progress) as replay:
+        return solve(made, found, replay)
 
 
 def _record(recipe: Recipe, model: TfliteModel) -> dict[str, Any]:

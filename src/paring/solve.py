@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from paring.calibration import HISTOGRAM, MOMENTS, RANGE, Statistics, TensorStatistics
 from paring.compress.base import Context, Encoded, Moments, per_input
+from paring.compress.gram import Gram
 from paring.compress.quantize import Quantize
+from paring.compress.unfold import Unfolding
 from paring.compress.weights import encode, real
 from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.edits import Edit, Port
@@ -93,22 +95,40 @@ def _wants_moments(settings: Quantize) -> bool:
     return settings.weights in ("int8", "int4") and (settings.bias_correction or settings.range == "mse")
 
 
-def solve(plan: Plan, statistics: Statistics | None) -> Solution:
+class Inputs(Protocol):
+    """Gives the moments of what an operator reads behind the edits so far: `paring.replay.Replay`."""
+
+    def gram(
+        self,
+        decision: Decision,
+        unfolding: Unfolding,
+        edits: Sequence[Edit],
+        borders: Mapping[TensorId, Quantization],
+        grid: Quantization | None,
+    ) -> Gram | None:
+        """None where they cannot be had."""
+
+
+def solve(plan: Plan, statistics: Statistics | None, inputs: Inputs | None = None) -> Solution:
     """Turns decisions into edits.
 
     Args:
       plan: What each operator becomes.
       statistics: Those of `requests(plan)`; None where a recipe can do without.
+      inputs: Where weights are rounded by data, what they meet; without it they are rounded to nearest.
 
     Raises:
       InputError: A static operator's tensor has no statistics, or a weight is not finite.
     """
-    return _Solver(plan, statistics).run()
+    return _Solver(plan, statistics, inputs).run()
 
 
 class _Solver:
-    def __init__(self, plan: Plan, statistics: Statistics | None) -> None:
-        self.plan, self.graph = plan, plan.graph
+    def __init__(self, plan: Plan, statistics: Statistics | None, inputs: Inputs | None) -> None:
+        self.plan, self.graph, self.inputs = plan, plan.graph, inputs
+        self.edits: list[Edit] = []
+        self.bordering: Mapping[TensorId, Quantization] = {}
+        self.grams: dict[tuple[OpId, int], Gram | None] = {}
         self.statistics = statistics.tensors if statistics is not None else {}
         self.notes: dict[str, str] = {}
         self.beyond: dict[OpId, str] = {}
@@ -116,13 +136,13 @@ class _Solver:
 
     def run(self) -> Solution:
         grids = {dtype: self.grids(dtype) for dtype in ("int8", "int16")}
-        edits = []
+        self.bordering = self.borders(grids)
         for decision in self.plan.decisions:
             if decision.mode == STATIC and decision.activations:
-                edits.append(self.static(decision, grids[decision.activations]))
+                self.edits.append(self.static(decision, grids[decision.activations]))
             elif decision.mode in (DYNAMIC, WEIGHT_ONLY):
-                edits.append(self.weights_only(decision))
-        return Solution(tuple(edits), self.borders(grids), self.notes, self.beyond)
+                self.edits.append(self.weights_only(decision))
+        return Solution(tuple(self.edits), self.bordering, self.notes, self.beyond)
 
     # -- activations ---------------------------------------------------------------------------------------------
 
@@ -205,7 +225,7 @@ class _Solver:
             if op.demands.same:  # a table whose codes are looked up as they are
                 inputs[use.input] = self.operand(real(stored), outputs[op.demands.results[0]].grid, dtype)
                 continue
-            encoded = self.weight(decision, use, stored) if use.dtype == "int8" else wide(real(stored))
+            encoded = self.weight(decision, use, stored, first) if use.dtype == "int8" else wide(real(stored))
             met = scale if use.meets is None else state[use.meets].scale
             bias = self.bias(op, use.bias)
             if bias is not None and use.bias is not None and encoded.grid is not None and met is not None:
@@ -262,7 +282,7 @@ class _Solver:
         assert demands is not None
         return max(demands.versions.get(decision.form, 1), decision.op.version)
 
-    def weight(self, decision: Decision, use: WeightUse, tensor: Tensor) -> Encoded:
+    def weight(self, decision: Decision, use: WeightUse, tensor: Tensor, read: Quantization | None = None) -> Encoded:
         """Codes of one weight; operators that share weight and settings share the codes, across subgraphs too."""
         settings, weight = decision.settings, real(tensor)
         assert settings is not None
@@ -271,7 +291,8 @@ class _Solver:
         key = ((weight.origin, weight.shape) if shared else tensor.id, replace(settings, activations="float"), axis)
         if key not in self.encoded:
             reduced = tuple(d % len(weight.shape) for d in use.reduced)
-            context = Context(decision.op.name, axis, reduced, self.moments(decision), tensor.quantization)
+            gram = self.gram(decision, use, tensor, read)
+            context = Context(decision.op.name, axis, reduced, self.moments(decision), tensor.quantization, gram)
             try:
                 self.encoded[key] = encode(settings, weight, context)
             except InputError as error:
@@ -279,6 +300,26 @@ class _Solver:
             finally:
                 weight.release()
         return self.encoded[key]
+
+    def gram(self, decision: Decision, use: WeightUse, tensor: Tensor, read: Quantization | None) -> Gram | None:
+        """Second moments of the rows that the weights meet, where rounding wants them."""
+        settings, name = decision.settings, decision.op.name
+        if settings is None or not settings.sequential or self.inputs is None:
+            return None
+        if tensor.quantization is not None:
+            return None  # codes from elsewhere are kept
+        unfolding = Unfolding.of(self.graph, decision.op, use)
+        if unfolding is None:
+            self.notes[name] = f"{settings.rounding} knows no {decision.op.native} of this form: rounded to nearest"
+            return None
+        found = self.inputs.gram(decision, unfolding, self.edits, self.bordering, read)
+        if found is None:
+            self.notes[name] = f"no finite sample reaches it, so it is rounded to nearest, not by {settings.rounding}"
+            return None
+        if settings.bias_correction and self.bias(decision.op, use.bias) is not None:
+            found = found.centered()
+        self.grams[decision.op.id, use.input] = found
+        return found
 
     def moments(self, decision: Decision) -> Moments | None:
         source = activation_input(self.graph, decision.op)
@@ -307,6 +348,9 @@ class _Solver:
     def correction(self, decision: Decision, use: WeightUse, tensor: Tensor, encoded: Encoded) -> np.ndarray:
         """What rounding the weights shifted in the mean output, per channel (Nagel et al. 2019, section 4.2)."""
         settings, weight, moments = decision.settings, real(tensor), self.moments(decision)
+        gram = self.grams.get((decision.op.id, use.input))
+        if settings is not None and settings.bias_correction and gram is not None and use.axis is not None:
+            return gram.shift(np.asarray(weight.read(), np.float32), settings.decode(encoded))
         axis = encoded.grid.axis if encoded.grid is not None else None
         if settings is None or not settings.bias_correction or weight is None or moments is None or use.axis is None:
             return np.float32(0)  # type: ignore[return-value]

@@ -30,6 +30,7 @@ SKIP = typer.Option(
 ONLY = typer.Option([], "--only", help="Touch only operators whose name or kind matches. Repeatable.")
 IO = typer.Option(None, "--io", help=f"Type of inputs and outputs: {', '.join(IO_TYPES)}.")
 RANGE = typer.Option(None, "--range", help="Override in all rules: minmax, percentile or mse.")
+ROUNDING = typer.Option(None, "--rounding", help="Override in all rules: nearest, gptq or adaround (with --data).")
 BIAS = typer.Option(None, "--bias-correction/--no-bias-correction", help="Override in all rules.")
 IMAGES = typer.Option(None, "--image-range", help="lo,hi: values of pixels 0 and 255, for a folder of images.")
 LIMIT = typer.Option(None, "--limit", min=1, help="Use at most so many samples.")
@@ -92,6 +93,7 @@ def quantize(
     only: list[str] = ONLY,
     io: str | None = IO,
     range_: str | None = RANGE,
+    rounding: str | None = ROUNDING,
     bias_correction: bool | None = BIAS,
     image_range: str | None = IMAGES,
     limit: int | None = LIMIT,
@@ -110,7 +112,7 @@ def quantize(
     Without --recipe: dynamic-int8, which needs no data.
     """
     chosen = Recipe.load(recipe)
-    said = {"range": range_, "bias_correction": bias_correction}
+    said = {"range": range_, "rounding": rounding, "bias_correction": bias_correction}
     chosen = chosen.with_settings(**{k: v for k, v in said.items() if v is not None})
     if io is not None:
         if io not in IO_TYPES:

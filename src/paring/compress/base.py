@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from paring.compress.gram import Gram
 from paring.graph import Quantization
 
 
@@ -48,6 +49,7 @@ class Context:
       reduced: Dimensions summed over with the input.
       moments: Input statistics, None without data.
       grid: The grid the values already lie on (a weight that was quantized elsewhere), None for a float weight.
+      gram: Second moments of the rows that the weights meet, None unless rounding asked for them.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Context:
     reduced: tuple[int, ...] = ()
     moments: Moments | None = None
     grid: Quantization | None = None
+    gram: Gram | None = None
 
     def input_spread(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
         """Variance and mean of the input that each weight element meets, broadcastable to `shape`; None without data."""

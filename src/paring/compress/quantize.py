@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from paring.compress.base import Context, Encoded
 from paring.compress.encodings import FORMS, decode
+from paring.compress.gram import Gram
+from paring.compress.rounding import ROUNDERS
 from paring.errors import InputError
 from paring.graph import Quantization
 
@@ -18,7 +20,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "activations": ("float", "dynamic", "int8", "int16"),
     "granularity": ("channel", "tensor", "block"),
     "range": ("minmax", "percentile", "mse"),
-    "rounding": ("nearest",),
+    "rounding": ("nearest", *ROUNDERS),
     "block_size": (0, 32, 64, 128, 256),
 }
 Loss = Callable[[np.ndarray], np.ndarray]
@@ -41,7 +43,11 @@ class Quantize:
       range: How ranges of weights and activations are chosen: `minmax`; `percentile` (activations; weights take minmax);
         `mse` (the range of least mean square error).
       percentile: Share of values inside the range, in percent, for `percentile`.
-      rounding: `nearest`.
+      rounding: `nearest`; `gptq` or `adaround` (need data): weights are rounded together so that the layer's output, behind the
+        layers quantized before it, is nearest to that of the float model.
+      damping: Share of the mean second moment that is added to each input's, for `gptq` and `adaround`.
+      act_order: Inputs with the largest second moment are rounded first, for `gptq`.
+      iterations: Gradient steps of `adaround`.
       bias_correction: Shift the bias so that the mean output is that of the float weights (needs data).
 
     >>> q = Quantize(weights="int8", activations="float")
@@ -58,6 +64,9 @@ class Quantize:
     percentile: float = 99.99
     rounding: str = "nearest"
     bias_correction: bool = False
+    damping: float = 0.01
+    act_order: bool = True
+    iterations: int = 1000
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -71,9 +80,17 @@ class Quantize:
         if not isinstance(self.percentile, (int, float)) or not 50 < self.percentile <= 100:
             got = repr(self.percentile)
             raise InputError("bad setting", where="quantize.percentile", expected="50 to 100", got=got)
-        if not isinstance(self.bias_correction, bool):
-            got = repr(self.bias_correction)
-            raise InputError("bad setting", where="quantize.bias_correction", expected="true or false", got=got)
+        for name in ("bias_correction", "act_order"):
+            if not isinstance(getattr(self, name), bool):
+                got = repr(getattr(self, name))
+                raise InputError("bad setting", where=f"quantize.{name}", expected="true or false", got=got)
+        if not isinstance(self.damping, (int, float)) or not 0 < self.damping <= 1:
+            raise InputError(
+                "bad setting", where="quantize.damping", expected="above 0, at most 1", got=repr(self.damping)
+            )
+        if type(self.iterations) is not int or not 1 <= self.iterations <= 1_000_000:
+            got = repr(self.iterations)
+            raise InputError("bad setting", where="quantize.iterations", expected="a whole number from 1", got=got)
         if (self.granularity == "block") != (self.block_size > 0):
             raise InputError(
                 "bad setting",
@@ -92,7 +109,12 @@ class Quantize:
     @property
     def needs_data(self) -> bool:
         """True where encoding asks for activations."""
-        return self.static or self.bias_correction or self.range == "percentile"
+        return self.static or self.bias_correction or self.range == "percentile" or self.sequential
+
+    @property
+    def sequential(self) -> bool:
+        """True where weights are rounded by what their operator reads behind those that are quantized already."""
+        return self.rounding != "nearest" and self.weights in ("int8", "int4")
 
     def settings(self) -> dict[str, Any]:
         """The fields that differ from their defaults, plus weights and activations: what a recipe file says."""
@@ -118,8 +140,25 @@ class Quantize:
             top = 2 ** (form.bits - 1)
             if ((codes >= -top) & (codes < top)).all():
                 return Encoded(codes.astype(np.int8), form.dtype, kept)
-        if self.granularity == "block":
-            return self._encode_blocks(weight, context)
+        gram = context.gram if self.sequential else None
+        if gram is not None:
+            weight = gram.retarget(weight, self.damping)
+        found = self._encode_blocks(weight, context) if self.granularity == "block" else self._nearest(weight, context)
+        return found if gram is None else self._round(weight, gram, found)
+
+    def _round(self, weight: np.ndarray, gram: Gram, nearest: Encoded) -> Encoded:
+        """The codes of `rounding` on the grid of the nearest ones."""
+        assert nearest.grid is not None
+        form, unit = FORMS[self.weights], replace(nearest.grid, zero_point=np.zeros_like(nearest.grid.zero_point))
+        matrix = gram.unfolding.matrix
+        codes = ROUNDERS[self.rounding](
+            matrix(weight), gram.damped(self.damping), matrix(decode(np.ones(weight.shape, np.int8), unit)),
+            form.low, form.high, act_order=self.act_order, iterations=self.iterations,
+        )  # fmt: skip
+        return replace(nearest, values=gram.unfolding.tensor(codes))
+
+    def _nearest(self, weight: np.ndarray, context: Context) -> Encoded:
+        form = FORMS[self.weights]
         axis = context.axis if self.granularity == "channel" else None
         rows = (
             np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1) if axis is not None else weight.reshape(1, -1)

@@ -33,7 +33,7 @@ def encode(settings: Quantize, weight: Weight, context: Context) -> Encoded:
     kept, spread = context.grid, context.input_spread(weight.shape)
     shared = settings.granularity == "tensor" or (kept is not None and kept.axis != 0)
     shared = shared or (spread is not None and spread[0].shape[0] > 1)  # grouped: inputs differ from row to row
-    if weight.dtype != "float32" or context.axis != 0 or shared or rows <= step:
+    if weight.dtype != "float32" or context.axis != 0 or shared or rows <= step or context.gram is not None:
         return settings.encode(np.asarray(weight.read(), np.float32), context)
     starts = range(0, rows, step)
     dtype = np.float16 if settings.weights == "float16" else np.int8

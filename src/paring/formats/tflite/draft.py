@@ -24,7 +24,6 @@ class Draft:
         self._codes: dict[tuple[int, int], int] = {}
         self._buffers: dict[int, int] = {}
         self._keep: list[Any] = []
-        self.places: dict[int, dict[int, int]] = {}
 
     @property
     def subgraphs(self) -> list[Table]:
@@ -129,14 +128,15 @@ class Draft:
     def finish(self) -> TfliteModel:
         """Drops operators whose results nothing reads, then unread tensors, buffers, operator codes; gives the model.
 
-        `places` then says where each tensor that is left went: by subgraph, draft index -> index in the model.
+        Its `places` say where each tensor that is left went: by subgraph, draft index -> index in the model.
         """
         self.drop_dead()
-        for number, subgraph in enumerate(self.subgraphs):
-            self.places[number] = _drop_unread_tensors(self.root, number, subgraph)
+        places = {n: _drop_unread_tensors(self.root, n, subgraph) for n, subgraph in enumerate(self.subgraphs)}
         _renumber_buffers(self.root)
         _renumber_codes(self.root)
-        return TfliteModel(self.root, self.source.data, self.source.path, self.source.archive)
+        made = TfliteModel(self.root, self.source.data, self.source.path, self.source.archive)
+        made.places = places
+        return made
 
 
 def _list(values: Any) -> list[int]:

@@ -43,6 +43,7 @@ class TfliteModel:
     Attributes:
       root: The flatbuffer's Model table.
       path: Where it was read from, for messages.
+      places: Of a model that was made from another: by subgraph, where the other's tensors went.
     """
 
     kind = "tflite"
@@ -54,6 +55,7 @@ class TfliteModel:
         self.path = path
         self.archive = archive
         self.notes: tuple[str, ...] = ()
+        self.places: dict[int, dict[int, int]] = {}
         self.folder: object = None
 
     # -- reading -------------------------------------------------------------------------------------------------

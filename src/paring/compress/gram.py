@@ -1,0 +1,103 @@
+"""Second moments of what weights meet, in the float model and behind the layers that are quantized already."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from paring.compress.unfold import Unfolding
+
+
+@dataclass(frozen=True)
+class Gram:
+    """Moments of the input rows of one operator: x in the float model, x' in the model as optimized so far.
+
+    Attributes:
+      unfolding: How the weights lie as matrices.
+      second: Mean of x' x'^T, float64 [groups, inputs, inputs].
+      cross: Mean of x' x^T, the same shape.
+      mean: Mean of x', float64 [groups, inputs].
+      mean_float: Mean of x.
+      rows: How many rows were seen.
+    """
+
+    unfolding: Unfolding
+    second: np.ndarray = field(repr=False)
+    cross: np.ndarray = field(repr=False)
+    mean: np.ndarray = field(repr=False)
+    mean_float: np.ndarray = field(repr=False)
+    rows: int = 0
+
+    def centered(self) -> Gram:
+        """Covariances instead: what is left to lose where the bias takes the mean error away."""
+        second = self.second - self.mean[..., :, None] * self.mean[..., None, :]
+        cross = self.cross - self.mean[..., :, None] * self.mean_float[..., None, :]
+        return replace(self, second=second, cross=cross)
+
+    def damped(self, damping: float) -> np.ndarray:
+        """`second` with a share of its mean diagonal added to it, so that it can be inverted; dead inputs get 1."""
+        diagonal = np.einsum("gkk->gk", self.second)
+        added = damping * diagonal.mean(axis=-1, keepdims=True)
+        added = np.where(diagonal + added > 0, added, 1.0)
+        return self.second + added[..., None] * np.eye(self.second.shape[-1])
+
+    def retarget(self, weight: np.ndarray, damping: float) -> np.ndarray:
+        """The weights that give the float model's outputs from x': least squares, drawn to `weight` by the damping.
+
+        |W x - W' x'|^2 is least where W' E[x' x'^T] = W E[x x'^T]; rounding W' on x' then makes good what the layers before
+        have lost. Where x' is x, W' is W.
+
+        Args:
+          weight: float32, the operator's weights W.
+          damping: Share of the mean diagonal that pulls towards W.
+        """
+        held = self.damped(damping)
+        pulled = self.cross + (held - self.second)
+        matrix = self.unfolding.matrix(weight).astype(np.float64)
+        moved = np.linalg.solve(held, pulled @ np.swapaxes(matrix, -1, -2))
+        return np.asarray(self.unfolding.tensor(np.swapaxes(moved, -1, -2)), np.float32)
+
+    def shift(self, weight: np.ndarray, decoded: np.ndarray) -> np.ndarray:
+        """What the mean output lost by going from W x to `decoded` x', per output channel, float32."""
+        before = np.einsum("grk,gk->gr", self.unfolding.matrix(weight), self.mean_float)
+        after = np.einsum("grk,gk->gr", self.unfolding.matrix(decoded), self.mean)
+        return np.asarray(self.unfolding.channels(before - after), np.float32)
+
+    def loss(self, error: np.ndarray) -> np.ndarray:
+        """Mean square output error per row for weight errors in the weights' shape -> float64 [groups, rows]."""
+        rows = self.unfolding.matrix(error).astype(np.float64)
+        return np.asarray(np.einsum("grk,grk->gr", rows @ self.second, rows))
+
+
+class GramSum:
+    """Adds up rows of many samples; memory stays that of the result."""
+
+    def __init__(self, unfolding: Unfolding, positions: int, seed: int) -> None:
+        """Takes up to `positions` output positions of each sample; the seed draws them."""
+        self.unfolding, self.positions, self.seed = unfolding, positions, seed
+        self.samples = self.rows = 0
+        self.sums: list[np.ndarray] = []
+
+    def update(self, x: np.ndarray, seen: np.ndarray) -> None:
+        """Adds one sample: the operator's input in the float model, and the same behind what is quantized so far."""
+        found, count = [], 0
+        for values in (x, seen):
+            rng = np.random.default_rng([self.seed, self.samples])  # the same positions on both sides
+            patches, count = self.unfolding.patches(np.asarray(values, np.float32), self.positions, rng)
+            found.append(patches)
+        a, b = found
+        turned = np.swapaxes(b, -1, -2)
+        parts = [turned @ b, turned @ a, b.sum(axis=1), a.sum(axis=1)]
+        if not self.sums:
+            self.sums = [np.zeros(part.shape, np.float64) for part in parts]
+        for place, part in enumerate(parts):
+            self.sums[place] += part
+        self.samples, self.rows = self.samples + 1, self.rows + count
+
+    def finish(self) -> Gram | None:
+        """The means; None where no row was seen or one was not finite."""
+        if not self.rows or not all(np.isfinite(total).all() for total in self.sums):
+            return None
+        second, cross, mean, mean_float = (total / self.rows for total in self.sums)
+        return Gram(self.unfolding, second, cross, mean, mean_float, self.rows)
