@@ -177,7 +177,7 @@ def refused_name(name: str) -> str:
         (rules({"kind": "*", "apply": {"quantize": "int8"}}), ["a mapping of settings"]),
         (rules({"kind": "*", "apply": {"quantize": {"weights": "int3"}}}), ["quantize.weights", "int8, int4", "int3"]),
         (rules({"kind": "*", "apply": {"quantize": {"activations": "int4"}}}), ["quantize.activations"]),
-        (rules({"kind": "*", "apply": {"quantize": {"rounding": "gptq"}}}), ["quantize.rounding", "nearest"]),
+        (rules({"kind": "*", "apply": {"quantize": {"rounding": "floor"}}}), ["quantize.rounding", "nearest, gptq, adaround"]),
         (rules({"kind": "*", "apply": {"quantize": {"percentile": 40}}}), ["50 to 100", "40"]),
         (rules({"kind": "*", "apply": {"quantize": {"percentile": "99"}}}), ["50 to 100"]),
         (rules({"kind": "*", "apply": {"quantize": {"bias_correction": "no"}}}), ["true or false"]),

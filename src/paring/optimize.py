@@ -13,9 +13,11 @@ from paring.calibrate import calibrate
 from paring.calibration import HISTOGRAM, Statistics
 from paring.data import Feed, feeds
 from paring.decision import CONVERSIONS, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
+from paring.diagnose import diagnose, unreachable
+from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.formats import load
-from paring.formats.tflite.apply import apply, versions_of
+from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
 from paring.formats.tflite.versions import oldest_runtime
@@ -25,7 +27,7 @@ from paring.loops import witnessed
 from paring.plan import activation_input, ground, plan, refine
 from paring.recipe import Recipe
 from paring.replay import Replay
-from paring.solve import Solution, diagnose, requests, solve, unreachable
+from paring.solve import Solution, requests, solve
 from paring.verify import PATHS, Verification, verify
 
 VERSION = "0.1.0"
@@ -160,8 +162,13 @@ def optimize(
         )  # fmt: skip
     target = _target(output, overwrite)
     model = sink(load(source))
+    original, evened = model, tuple[str, ...]()
     graph = view(model, densify=densify, fold_ranges=chosen.static)
     clock.mark("load")
+    if chosen.equalize:
+        model, evened = _equalized(model, graph)
+        graph = view(model, densify=densify, fold_ranges=chosen.static)
+        clock.mark("equalize")
     made = plan(graph, chosen)
     clock.mark("plan")
     asked = data is not None or image_range is not None
@@ -188,8 +195,8 @@ def optimize(
             clock.mark("save")
             changed = TfliteModel.open(part)
         if verified:
-            verification = verify(model, changed, given or feeds(model, None), written_path=part)
-            _check_input(model, verification)
+            verification = verify(original, changed, given or feeds(model, None), written_path=part)
+            _check_input(original, verification)
             _judge(verification, max_error)
             clock.mark("verify")
         size = part.stat().st_size if part is not None else len(changed.to_bytes())
@@ -203,7 +210,7 @@ def optimize(
         source=model.path,
         output=str(target or "<memory>"),
         recipe=chosen.name,
-        source_bytes=len(model.data),
+        source_bytes=len(original.data),
         output_bytes=size,
         rows=_rows(made, solution.notes),
         culprits=tuple(Culprit(*c) for c in diagnose(made, found)) if found is not None else (),
@@ -212,6 +219,7 @@ def optimize(
         samples=found.samples if found is not None else 0,
         seconds=clock.seconds,
         notes=(
+            *evened,
             *_notes(model, made, found, given, data),
             *_still_float(graph, chosen, solution),
             *(verification.notes if verification is not None else ()),
@@ -287,6 +295,14 @@ def _statistics(
     if not wanted:
         return None
     return calibrate(model, graph, wanted, given, kernels=kernels, progress=progress)
+
+
+def _equalized(model: TfliteModel, graph: Graph) -> tuple[TfliteModel, tuple[str, ...]]:
+    """The model with its layers equalized, and what to say of it."""
+    found = equalize(graph)
+    left = ", ".join(f"{count} because {why}" for why, count in found.left.items())
+    said = f"{len(found.pairs)} pairs of layers were equalized" + (f"; of other layers {left}" if left else "")
+    return (set_constants(model, found.constants) if found.pairs else model), (said,)
 
 
 def _on_data(

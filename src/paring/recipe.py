@@ -29,7 +29,7 @@ ALIASES = {
     "static_wi8_ai16": "int8-int16",
 }
 _RULE_KEYS = ("name", "kind", "min_size", "max_size", "position", "apply", "optional")
-_RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules", "skip", "only")
+_RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules", "skip", "only", "equalize")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Recipe:
       outputs: The same for outputs.
       skip: Patterns (name or kind) of operators that stay float whatever the rules say.
       only: If not empty, operators that match none of these stay float.
+      equalize: Scale channels between layers first, so that both use their grids evenly (`paring.equalize`).
 
     >>> Recipe.named("dynamic-int8").rules[0].apply.weights
     'int8'
@@ -90,6 +91,7 @@ class Recipe:
     outputs: str = "float32"
     skip: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    equalize: bool = False
     source: str = field(default="", compare=False)
 
     # -- reading -------------------------------------------------------------------------------------------------
@@ -154,6 +156,8 @@ class Recipe:
                 raise InputError(
                     "bad recipe", where=f"{where}: {key}", expected=", ".join(IO_TYPES), got=str(data[key])
                 )
+        if not isinstance(data.get("equalize", False), bool):
+            raise InputError("bad recipe", where=f"{where}: equalize", expected="true or false")
         patterns = {key: data.get(key, []) for key in ("skip", "only")}
         for key, value in patterns.items():
             if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
@@ -164,6 +168,7 @@ class Recipe:
             description=str(data.get("description", "")),
             inputs=data.get("inputs", "float32"),
             outputs=data.get("outputs", "float32"),
+            equalize=data.get("equalize", False),
             source=where,
         )
         return recipe.restricted(**patterns)
@@ -179,6 +184,7 @@ class Recipe:
             rules.append(said | ({"optional": True} if rule.optional else {}))
         own: dict[str, Any] = {"description": self.description} if self.description else {}
         own |= {k: getattr(self, k) for k in ("inputs", "outputs") if getattr(self, k) != "float32"}
+        own |= {"equalize": True} if self.equalize else {}
         own |= {k: list(getattr(self, k)) for k in ("skip", "only") if getattr(self, k)}
         return {"version": VERSION, "name": self.name, **own, "rules": rules}
 

@@ -20,7 +20,7 @@ from paring.errors import InputError
 from paring.graph import Op, OpId, Quantization, Tensor, TensorId, Weight, WeightUse
 from paring.grids import Grids, Propagation, activation_grid
 from paring.loops import inner
-from paring.plan import DROWNED, activation_input
+from paring.plan import activation_input
 from paring.state import kept, wide
 
 _ASYMMETRIC = (
@@ -74,21 +74,6 @@ def requests(plan: Plan) -> dict[TensorId, set[str]]:
         if decision.mode != WEIGHT_ONLY or _wants_moments(asked):
             wanted.setdefault(source, set()).add(MOMENTS)
     return wanted
-
-
-def diagnose(plan: Plan, statistics: Statistics) -> list[tuple[str, float, float, float, tuple[str, ...]]]:
-    """Tensors whose static grid leaves the median channel under `DROWNED`, worst first: the layers to exempt."""
-    makers, users = plan.graph.producers(), plan.graph.consumers()
-    static = {d.op.id for d in plan.decisions if d.mode == STATIC and d.activations == "int8"}
-    found = []
-    for tensor, s in statistics.tensors.items():
-        level = s.channel_db(255)
-        around = [makers[tensor]] if tensor in makers else []
-        around += [op for op, _ in users.get(tensor, ())]
-        around = [op for op in around if op.id in static]
-        if level is not None and level < DROWNED and around:
-            found.append((plan.graph.tensors[tensor].name, s.low, s.high, level, tuple(op.name for op in around)))
-    return sorted(found, key=lambda f: f[3])
 
 
 def _wants_moments(settings: Quantize) -> bool:
@@ -389,31 +374,6 @@ class _Solver:
             scale.astype(np.float32), np.zeros(scale.shape, np.int64), form, 0 if scale.size > 1 else None
         )
         return encoded, Port(out, Encoded(codes.astype(form).reshape(bias.shape), form, out))
-
-
-def unreachable(plan: Plan, solution: Solution) -> dict[OpId, str]:
-    """Static operators whose ratio of scales the kernels cannot serve, with the reason: they have to stay float."""
-    ops = {d.op.id: d.op for d in plan.decisions}
-    found = dict(solution.beyond)
-    for edit in solution.edits:
-        demands = ops[edit.op].demands
-        if demands is None or demands.rescale is None:
-            continue
-        of, low, high = demands.rescale
-        ports = [edit.inputs[i].grid for i in sorted(edit.inputs) if i != demands.bias]
-        scales = [float(g.scale.max()) for g in ports if g is not None]
-        if of == "input" and edit.form == "int8" and min(scales) < low:
-            found[edit.op] = (
-                f"the kernel takes unlike codes for equal at this scale ({min(scales):.3g}, right from {low:.3g})"
-            )
-        if of == "input" or not edit.outputs:
-            continue
-        out = float(edit.outputs[min(edit.outputs)].grid.scale[0])  # type: ignore[union-attr]
-        top = {"each": max(scales), "product": float(np.prod(scales)), "quotient": scales[0] / scales[-1]}[of]
-        if not low <= top / out < high * (1 + 1e-6):
-            bound = f"at least {low:g}" if top / out < low else f"below {high:g}"
-            found[edit.op] = f"its scales are out of the kernels' reach (ratio {top / out:.3g}, right {bound})"
-    return found
 
 
 def _params(op: Op, form: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ ONLY = typer.Option([], "--only", help="Touch only operators whose name or kind 
 IO = typer.Option(None, "--io", help=f"Type of inputs and outputs: {', '.join(IO_TYPES)}.")
 RANGE = typer.Option(None, "--range", help="Override in all rules: minmax, percentile or mse.")
 ROUNDING = typer.Option(None, "--rounding", help="Override in all rules: nearest, gptq or adaround (with --data).")
+EQUALIZE = typer.Option(None, "--equalize/--no-equalize", help="Scale channels between layers first (no data needed).")
 BIAS = typer.Option(None, "--bias-correction/--no-bias-correction", help="Override in all rules.")
 IMAGES = typer.Option(None, "--image-range", help="lo,hi: values of pixels 0 and 255, for a folder of images.")
 LIMIT = typer.Option(None, "--limit", min=1, help="Use at most so many samples.")
@@ -94,6 +95,7 @@ def quantize(
     io: str | None = IO,
     range_: str | None = RANGE,
     rounding: str | None = ROUNDING,
+    equalize: bool | None = EQUALIZE,
     bias_correction: bool | None = BIAS,
     image_range: str | None = IMAGES,
     limit: int | None = LIMIT,
@@ -114,6 +116,8 @@ def quantize(
     chosen = Recipe.load(recipe)
     said = {"range": range_, "rounding": rounding, "bias_correction": bias_correction}
     chosen = chosen.with_settings(**{k: v for k, v in said.items() if v is not None})
+    if equalize is not None:
+        chosen = replace(chosen, equalize=equalize)
     if io is not None:
         if io not in IO_TYPES:
             raise InputError("bad --io", expected=", ".join(IO_TYPES), got=io)

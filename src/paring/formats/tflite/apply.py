@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paring.compress.base import Encoded
 from paring.edits import Edit, Port
 from paring.errors import UnsupportedError
 from paring.formats.tflite.constants import quantization_of, type_name
@@ -53,6 +54,27 @@ def apply(
         runtime = oldest_runtime(versions_of(draft.root, model), floors)
         draft.metadata("min_runtime_version", runtime.encode().ljust(16, b"\0") if runtime is not None else b"")
     return draft.finish()
+
+
+def set_constants(model: TfliteModel, values: Mapping[TensorId, np.ndarray]) -> TfliteModel:
+    """The model with new float32 values for constants, also for those that were unpacked from another form.
+
+    Args:
+      model: The source; it is not changed.
+      values: By tensor as the Graph names it, in the shape it has there.
+    """
+    draft = Draft(model)
+    for number, subgraph in enumerate(draft.subgraphs):
+        place = {}
+        for index in (t for n, t in values if n == number):
+            like, array = subgraph.tensors[index], np.ascontiguousarray(values[number, index], np.float32)
+            place[index] = draft.constant(number, like, like.name, Encoded(array, "float32", None))
+        for operator in subgraph.operators or () if place else ():
+            if not any(int(i) in place for i in operator.outputs):
+                operator.inputs = np.array([place.get(int(i), int(i)) for i in operator.inputs], np.int32)
+    changed = draft.finish()
+    changed.notes, changed.folder = model.notes, model.folder
+    return changed
 
 
 def versions_of(root: Table, model: TfliteModel) -> list[tuple[str, int]]:
