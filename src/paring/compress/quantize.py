@@ -66,7 +66,7 @@ class Quantize:
     bias_correction: bool = False
     damping: float = 0.01
     act_order: bool = True
-    iterations: int = 1000
+    iterations: int = 300
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
