@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -13,27 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import need_module, needs
+from browser import Page, start
 from results import RECIPE, as_results, comparison, tuning
 
 from paring.errors import InputError
-from paring.measure.result import Comparison, Error, Layer
+from paring.measure.result import Comparison, Error, Histogram, Layer, Tuning
 from paring.recipe import Recipe
 from paring.report.lanes import lay_out
 from paring.report.page import render, write_page
 
-FLAGS = (
-    "headless=new",
-    "no-sandbox",
-    "disable-gpu",
-    "disable-quic",
-    "no-first-run",
-    "disable-background-networking",
-    "disable-component-update",
-    "disable-sync",
-    "window-size=1280,900",
-)
-WAIT = 10  # seconds until what the page does by itself must have happened
 HOSTILE = (
     "<script>window.hit = 1</script>",
     '"><img src=x onerror="window.hit = 1">',
@@ -48,91 +35,10 @@ HOSTILE = (
 )
 
 
-class Page:
-    """A page in the browser, by what a user does with it."""
-
-    def __init__(self, driver: Any, path: Path) -> None:
-        from selenium.webdriver.common.by import By
-        from selenium.webdriver.common.keys import Keys
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        self.driver, self.keys, self.css = driver, Keys, By.CSS_SELECTOR
-        self.wait = WebDriverWait(driver, WAIT, 0.05)
-        for log in ("browser", "performance"):
-            driver.get_log(log)
-        driver.get("about:blank")
-        driver.get(path.as_uri())
-        self.url = path.as_uri()
-
-    def find(self, selector: str) -> Any:
-        return self.driver.find_element(self.css, selector)
-
-    def all(self, selector: str) -> list[Any]:
-        return self.driver.find_elements(self.css, selector)
-
-    def run(self, code: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(code, *arguments)
-
-    def until(self, code: str) -> None:
-        self.wait.until(lambda _: self.run(f"return {code}"))
-
-    def press(self, *keys: str) -> None:
-        from selenium.webdriver.common.action_chains import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def focused(self) -> Any:
-        return self.driver.switch_to.active_element
-
-    def tab_to(self, selector: str, most: int = 40) -> None:
-        """Presses Tab until what `selector` names has the focus."""
-        for _ in range(most):
-            self.press(self.keys.TAB)
-            if self.run("return document.activeElement.matches(arguments[0])", selector):
-                return
-        raise AssertionError(f"{most} times Tab did not lead to {selector}")
-
-    def column(self, table: str, heading: str) -> list[str]:
-        """What a column says, from top to bottom, in the rows that are shown."""
-        return self.run(
-            """const table = document.getElementById(arguments[0]);
-            const at = [...table.tHead.rows[0].cells].findIndex((cell) => cell.textContent.trim() === arguments[1]);
-            const shown = [...table.tBodies].filter((group) => !group.hidden);
-            return shown.map(({ rows }) => rows[0].cells[at].dataset.v ?? rows[0].cells[at].textContent.trim());""",
-            table,
-            heading,
-        )
-
-    def heading(self, table: str, title: str) -> Any:
-        return next(th for th in self.all(f"#{table} > thead th") if th.text.split("\n")[0].strip() == title)
-
-    def complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
-    def requests(self) -> list[str]:
-        """Every address that the browser asked for since the page was opened."""
-        found = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [m["params"]["request"]["url"] for m in found if m["method"] == "Network.requestWillBeSent"]
-
-
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One headless Chromium for all tests of this module."""
-    need_module("chromium", "selenium", "selenium is not installed; `pip install selenium`")
-    browser, control = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or control is None:
-        needs("chromium", "no Chromium with its driver; on Debian: `apt-get install chromium chromium-driver`")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for flag in (*FLAGS, f"user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    started = webdriver.Chrome(options=options, service=Service(control))
-    started.set_page_load_timeout(60)
-    started.set_script_timeout(30)
+    started = start(tmp_path_factory.mktemp("chromium"))
     yield started
     started.quit()
 
@@ -149,14 +55,14 @@ def look(driver: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         features += [{"name": "prefers-reduced-motion", "value": "reduce"}]
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        assert not opened or opened[-1].complaints() == []
         path = tmp_path / f"page-{len(opened)}.html"
         write_page(path, results)
         opened.append(Page(driver, path))
         return opened[-1]
 
     yield open_page
-    for page in opened:
-        assert page.complaints() == []
+    assert opened and opened[-1].complaints() == []
 
 
 DEBUG = as_results("debug", "comparison", comparison())
@@ -208,7 +114,7 @@ def test_no_difference_is_called_exact_and_no_figure_a_dash():
     equal, empty = Error(math.inf, math.inf, 1.0), Error(math.nan, math.nan, math.nan)
     results = small_comparison(layer("same", own=equal, blame=math.inf), layer("zeros", own=empty))
     cells = re.findall(r'<i class="swatch (\w+)"></i>([^<]*)</td>', render(results))
-    assert cells == [("bNone", "–"), ("b0", "exact"), ("bNone", "–")] + [("bNone", "–")] * 3
+    assert cells == [("b0", "exact"), ("b0", "exact"), ("bNone", "–")] + [("bNone", "–")] * 3
 
 
 def test_recipes_on_the_page_load_again():
@@ -255,6 +161,22 @@ def test_the_page_opens_from_a_file_and_asks_for_nothing(look: Callable[..., Pag
         page.until("document.readyState === 'complete'")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
         assert [url for url in page.requests() if url not in (page.url, "about:blank", "data:,")] == []
+
+
+def test_results_that_hold_next_to_nothing_make_a_page(look: Callable[..., Page]):
+    broken = Histogram(math.nan, 1.0, (1, 2))
+    narrow = Histogram(1.0, 1.0, (5,), 0.0, (math.nan, 1.0))
+    odd = layer("odd", inputs=(0, 5, -1), rule=7, own=Error(-math.inf, 1, 0.0), activation=broken, weights=narrow)
+    page = look(small_comparison(odd))
+    page.find(".expand").click()
+    assert len(page.all(".histogram")) == 1
+    page = look(small_comparison())
+    assert page.find(".count").text == "0 layers"
+    assert not page.all(".culprit") and not page.all("#recipe")
+    for candidates in ((), (replace(tuning().candidates[0], score=math.nan),)):
+        page = look(as_results("tune", "tuning", Tuning("a.tflite", "top1", {}, tuning().before, candidates)))
+        assert "No candidate was chosen." in page.find("#found").text
+        assert not page.all("#pareto") and not page.all("#sensitivity")
 
 
 def test_the_policy_lets_nothing_in(look: Callable[..., Page]):
@@ -394,6 +316,7 @@ def test_a_layer_leads_to_its_rule_and_the_rule_back(look: Callable[..., Page]):
     rule.find_elements(page.css, "li a")[3].click()
     page.until("document.activeElement.matches('.expand[aria-expanded=true]')")
     assert page.focused().text == touched[3]
+    page.until("document.querySelector('.count').textContent === '200 layers'")
     page.driver.back()
     page.until("location.hash === '#rule-2'")
 
@@ -522,18 +445,17 @@ def test_the_curve_shows_every_candidate_and_leads_to_its_recipe(look: Callable[
     (chosen,) = [p for p in points if p.find_elements(page.css, ".chosen")]
     assert "chosen" in chosen.accessible_name
     best = next(i for i, c in enumerate(made["candidates"]) if c["chosen"])
-    assert chosen.get_attribute("href") == f"#candidate-{best}" or best == int(
-        page.run("return arguments[0].href.baseVal.split('-')[1]", chosen)
-    )
+    assert page.run("return arguments[0].href.baseVal", chosen) == f"#candidate-{best}"
     # The smaller a candidate, the further left; the better, the higher.
     placed = {page.run("return arguments[0].href.baseVal", p): p.rect for p in points}
     by_size = sorted(range(25), key=lambda i: made["candidates"][i]["bytes"])
     lefts = [placed[f"#candidate-{i}"]["x"] + placed[f"#candidate-{i}"]["width"] / 2 for i in by_size]
     assert lefts == sorted(lefts)
-    by_score = sorted((i for i in range(24)), key=lambda i: -made["candidates"][i]["score"])
+    by_score = sorted(range(24), key=lambda i: -made["candidates"][i]["score"])
     tops = [placed[f"#candidate-{i}"]["y"] for i in by_score if i != best]
     assert tops == sorted(tops)
-    assert "below the chart" in points[0].accessible_name or any("below the chart" in p.accessible_name for p in points)
+    failed = next(p for p in points if page.run("return arguments[0].href.baseVal", p) == "#candidate-24")
+    assert "score 0.58, below the chart" in failed.accessible_name
     chosen.send_keys(page.keys.ENTER)
     page.until("document.activeElement.matches('.expand[aria-expanded=true]')")
     assert page.focused().text == made["candidates"][best]["label"]

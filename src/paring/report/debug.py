@@ -82,6 +82,8 @@ def _row(index: int, layer: Mapping[str, Any], rank: int | None, layers: int, ru
     own, accumulated = layer["own"], layer["accumulated"]
     full = figures.name(layer["name"])
     db = {"blame": layer["blame"], "own": figures.snr(own), "accumulated": figures.snr(accumulated)}
+    if db["blame"] is None and db["own"] == math.inf:
+        db["blame"] = math.inf  # a layer that makes no error is to blame for none
     rule = layer["rule"]
     return {
         "index": index,
@@ -139,8 +141,9 @@ def _detail(layer: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         "marks": [row["marks"][m] for m in MEASURES],
     }
     for key in ("activation", "weights"):
-        if layer[key] is not None and layer[key]["counts"]:
-            found[key] = _histogram(layer[key])
+        drawn = _histogram(layer[key])
+        if drawn is not None:
+            found[key] = drawn
     return found
 
 
@@ -156,8 +159,8 @@ def _error(error: Mapping[str, Any] | None) -> list[str] | None:
     ]
 
 
-def _histogram(histogram: Mapping[str, Any]) -> dict[str, Any]:
-    """The histogram without digits that nobody sees."""
+def _histogram(histogram: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The histogram without digits that nobody sees; None where there is nothing to draw."""
 
     def short(value: Any) -> Any:
         if isinstance(value, (list, tuple)):
@@ -167,7 +170,9 @@ def _histogram(histogram: Mapping[str, Any]) -> dict[str, Any]:
             return float(f"{value:.6g}") if math.isfinite(value) else None
         return value
 
-    return {key: short(value) for key, value in histogram.items() if value is not None}
+    found = {key: short(value) for key, value in (histogram or {}).items()}
+    drawable = found.get("counts") and None not in (found["low"], found["high"])
+    return {key: value for key, value in found.items() if value is not None} if drawable else None
 
 
 def _graph(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
