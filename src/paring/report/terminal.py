@@ -1,4 +1,4 @@
-"""Says what was done: the report as plain data, and as a table for people."""
+"""What was done, as a table in the terminal and as plain data."""
 
 from __future__ import annotations
 
