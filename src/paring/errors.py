@@ -9,9 +9,14 @@ _LONGEST = 1200  # characters of a message
 
 
 class ParingError(Exception):
-    """Base of all errors that paring raises on purpose; `exit_code` is what the command line ends with."""
+    """Base of all errors that paring raises on purpose; `exit_code` is what the command line ends with.
+
+    Attributes:
+      detail: Lines that the command line prints ahead of the message, such as the traceback of a user's function.
+    """
 
     exit_code = 2
+    detail = ""
 
     def __init__(
         self,
@@ -55,6 +60,15 @@ def _one_line(message: str) -> str:
 
 class InputError(ParingError):
     """Bad input or usage: a file, a recipe, data or an argument; exit code 2."""
+
+
+class MetricError(InputError):
+    """A metric of the user's raised, or gave no score; `detail` is its own traceback. Exit code 2."""
+
+    def __init__(self, what: str, *, detail: str = "", **parts: str | None) -> None:
+        """Builds the message as every error does; the traceback stays beside it."""
+        super().__init__(what, **parts)
+        self.detail = detail
 
 
 class UnsupportedError(InputError):

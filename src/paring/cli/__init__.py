@@ -57,6 +57,7 @@ def main() -> None:
     try:
         app(prog_name="paring")
     except ParingError as error:
+        print(error.detail, end="", file=sys.stderr)
         print(f"paring: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
 

@@ -14,7 +14,7 @@ from paring.measure.latency import latency
 from paring.runtime.program import Program, ProgramSession
 from paring.runtime.wire import receive, send
 
-_TAKING = ("run", "observe", "time", "load_program", "capture", "collect")
+_TAKING = ("run", "run_many", "observe", "time", "load_program", "capture", "collect")
 KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
 
 
@@ -160,6 +160,13 @@ class Server:
     def run(self, name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Runs a sample."""
         return self.sessions[name].run(arrays)
+
+    def run_many(self, name: str, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Runs samples one after the other -> the outputs of all in a row."""
+        session = self.sessions[name]
+        size = len(session.inputs)
+        samples = [arrays[start : start + size] for start in range(0, len(arrays), size)]
+        return [output for sample in samples for output in session.run(sample)]
 
     def watch(self, name: str, wanted: list[list[str]]) -> dict[str, Any]:
         """Starts statistics: for each output of the model what to keep."""

@@ -20,7 +20,7 @@ from paring.samples.feeds import Row
 _END = object()
 
 
-def find_function(text: str) -> Callable[[], Any]:
+def find_function(text: str) -> Callable[..., Any]:
     """Imports `module:function`, from the working folder too, as `python -m` would.
 
     Raises:
