@@ -160,7 +160,7 @@ def optimize(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",
             todo="Take a recipe such as int8",
         )  # fmt: skip
-    target = _target(output, overwrite)
+    target = check_target(output, overwrite)
     model = sink(load(source))
     original, evened = model, tuple[str, ...]()
     graph = view(model, densify=densify, fold_ranges=chosen.static)
@@ -239,7 +239,12 @@ class _Clock:
         self._last = now
 
 
-def _target(output: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
+def check_target(output: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
+    """The output as a path.
+
+    Raises:
+      InputError: It cannot be written, or exists and may not be replaced.
+    """
     if output is None:
         return None
     path = Path(output)

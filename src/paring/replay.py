@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat, tee
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -47,11 +48,11 @@ class _Frontier:
     files: tuple[BinaryIO, BinaryIO]
     samples: int = 0
 
-    def read(self) -> Iterator[tuple[Values, Values]]:
-        for file in self.files:
-            file.seek(0)
+    def read(self, side: int) -> Iterator[Values]:
+        """The values of one model, sample by sample: 0 the float one, 1 the changed one."""
+        self.files[side].seek(0)
         for _ in range(self.samples):
-            yield receive(self.files[0])[1], receive(self.files[1])[1]
+            yield receive(self.files[side])[1]
 
     def close(self) -> None:
         for file in self.files:
@@ -174,10 +175,11 @@ class Replay:
                 path = Path(self._folder.name) / f"{name}.tflite"
                 sliced.save(path)
                 worker.load(name, path)
-        for values in old.read():
-            for name, given, file in zip(("float", "changed"), values, new.files, strict=True):
-                found = worker.run(name, given) if made else []
-                send(file, {}, [*found, *(given[i] for i in kept)])
+        for side, name in enumerate(("float", "changed")):
+            given, again = tee(old.read(side))
+            results = worker.run_many(name, given) if made else repeat([])
+            for found, values in zip(results, again, strict=False):
+                send(new.files[side], {}, [*found, *(values[i] for i in kept)])
         old.close()
         walk.frontier, walk.place = new, position
 
@@ -224,12 +226,12 @@ class Replay:
     def _entry_values(self, walk: _Walk, source: TensorId) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         assert walk.frontier is not None
         place = walk.frontier.tensors.index(source)
-        for before, after in walk.frontier.read():
+        for before, after in zip(walk.frontier.read(0), walk.frontier.read(1), strict=True):
             yield before[place], after[place]
 
     def _started(self, slices: Sequence[TfliteModel], frontier: _Frontier) -> Worker:
         """A child with room for these slices; the one before is kept while its bounds are wide enough."""
-        sample = next(frontier.read(), ([], []))[0]
+        sample: Values = next(frontier.read(0), [])
         bounds = limits(*slices, sample=sample)
         if self._worker is not None:
             have = self._worker.limits

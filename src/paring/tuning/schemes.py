@@ -1,0 +1,99 @@
+"""The schemes that a search may give a layer, and the recipes that say so."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from paring.compress.quantize import Quantize
+from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision
+from paring.graph import Graph, OpId
+from paring.plan import plan
+from paring.recipe import Recipe, Rule
+from paring.tuning.search import Allocation
+
+BASE = "int8"
+
+
+def schemes(activations: str, rounding: str) -> dict[str, Quantize]:
+    """The schemes by name.
+
+    Args:
+      activations: Of the int8 and int4 schemes: `dynamic` or `int8`.
+      rounding: Of int4 weights.
+
+    >>> list(schemes("dynamic", "gptq"))
+    ['float16', 'int8', 'int8-int16', 'int4', 'int4-block']
+    """
+    four: dict[str, Any] = {"weights": "int4", "range": "mse", "rounding": rounding, "bias_correction": True}
+    return {
+        "float16": Quantize("float16", "float"),
+        "int8": Quantize("int8", activations),
+        "int8-int16": Quantize("int8", "int16"),
+        "int4": Quantize(activations=activations, **four),
+        "int4-block": Quantize(activations="dynamic", granularity="block", block_size=32, **four),
+    }
+
+
+def choices(graph: Graph, offered: Mapping[str, Quantize], skip: Iterable[str]) -> dict[str, dict[str, Quantize]]:
+    """By layer, the schemes that would give it forms of its own; a scheme that falls back to another's form is left out.
+
+    Layers whose weights no scheme touches (too small, of no known operator, quantized before) do not appear.
+    """
+    found: dict[str, dict[str, Quantize]] = {}
+    seen: dict[OpId, set[tuple[str, str, Any]]] = {}
+    for name, settings in offered.items():
+        recipe = Recipe((Rule(settings, kind="*"),), "probe").restricted(skip)
+        for decision in plan(graph, recipe).decisions:
+            if not any(True for _ in graph.weights_of(decision.op)) or decision.mode not in (
+                STATIC,
+                DYNAMIC,
+                WEIGHT_ONLY,
+            ):
+                continue
+            form = _form(decision)
+            if form not in seen.setdefault(decision.op.id, set()):
+                seen[decision.op.id].add(form)
+                found.setdefault(decision.op.name, {})[name] = settings
+    return found
+
+
+def _form(decision: Decision) -> tuple[str, str, Any]:
+    settings = decision.settings
+    assert settings is not None
+    return decision.mode, decision.form, (settings.weights, settings.granularity, settings.block_size)
+
+
+def only(layer: str, settings: Quantize) -> Recipe:
+    """One layer under a scheme, all others float."""
+    return Recipe((Rule(None, kind="*"), Rule(settings, name=_names([layer]))), "one layer")
+
+
+def recipe_of(allocation: Allocation, offered: Mapping[str, Quantize], skip: Iterable[str], name: str) -> Recipe:
+    """The recipe of an allocation: int8 for all, then one rule for each other scheme."""
+    by_scheme: dict[str, list[str]] = {}
+    for layer, scheme in allocation:
+        by_scheme.setdefault(scheme, []).append(layer)
+    rules = [Rule(offered[BASE], kind="*")]
+    rules += [
+        Rule(offered[scheme], name=_names(layers)) for scheme, layers in sorted(by_scheme.items()) if scheme != BASE
+    ]
+    return Recipe(tuple(rules), name).restricted(skip)
+
+
+def label_of(allocation: Allocation) -> str:
+    """An allocation in a few words.
+
+    >>> label_of((("a", "int8"), ("b", "int4"), ("c", "int4")))
+    '2 int4, 1 int8'
+    """
+    counts = Counter(scheme for _, scheme in allocation)
+    if len(counts) == 1:
+        return f"all {next(iter(counts))}"
+    return ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
+
+
+def _names(layers: Iterable[str]) -> str:
+    return f"^(?:{'|'.join(re.escape(layer) for layer in layers)})$"

@@ -1,0 +1,137 @@
+"""One measurement of the search, as something that another process can do: a recipe in, size and score out.
+
+All that trials share lies in a folder, which every process must see: the float model, its outputs, samples, statistics.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring.calibration import Statistics
+from paring.data import Feed, feeds
+from paring.errors import MetricError, ParingError
+from paring.formats.tflite.model import TfliteModel
+from paring.measure.evaluate import evaluate, score
+from paring.measure.metrics import Metric, find_metric
+from paring.optimize import optimize
+from paring.tuning.journal import key_of
+from paring.tuning.store import stored
+
+FLOAT, CALIBRATION, MEASURING = "float.tflite", "calibration.samples", "measuring.samples"
+STATISTICS, REFERENCE = "statistics.npz", "reference.npz"
+QUICK = 256  # samples of the sensitivity sweep
+FLOOR, BROKEN = 1e-12, 1e12  # noise of float arithmetic, and of outputs that are not finite
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe to try.
+
+    Attributes:
+      folder: What all trials of a run share.
+      recipe: The recipe, as data.
+      metric: Name of the metric; empty to measure only the output's noise, on fewer samples.
+      name: The model's name, for messages.
+    """
+
+    folder: str
+    recipe: Mapping[str, Any]
+    metric: str = ""
+    name: str = ""
+
+    def request(self) -> dict[str, Any]:
+        """What identifies it in a journal."""
+        return {"recipe": self.recipe, "metric": self.metric}
+
+    @property
+    def file(self) -> Path:
+        """Where the model of a scored trial is kept."""
+        return Path(self.folder) / f"{key_of(self.request())}.tflite"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial measured.
+
+    Attributes:
+      bytes: Size of the file.
+      noise: Power of the outputs' difference over their power, the mean over outputs.
+      score: Of the metric; None without one.
+      drop: How much worse than the float model, in the metric's unit.
+      spread: Standard error of the drop; None where the metric has no value per sample.
+      seconds: What it took.
+      failed: Why there is no such model; the other numbers mean nothing then.
+    """
+
+    bytes: int = 0
+    noise: float = 0.0
+    score: float | None = None
+    drop: float | None = None
+    spread: float | None = None
+    seconds: float = 0.0
+    failed: str = ""
+
+
+def run(trial: Trial) -> dict[str, Any]:
+    """Makes the model and measures it -> an `Outcome` as data.
+
+    Raises:
+      MetricError: The user's metric failed: no other recipe would mend that.
+    """
+    started = time.perf_counter()
+    folder = Path(trial.folder)
+    source = TfliteModel.open(folder / FLOAT)
+    source.path = trial.name or source.path
+    try:
+        model = make(source, folder, trial.recipe)
+        metric = find_metric(trial.metric) if trial.metric else None
+        feed = feeds(source, stored(folder / MEASURING, None if metric else QUICK))[0]
+        outcome = _measured(model, feed, metric, folder, trial.name)
+        if metric is not None:
+            model.save(trial.file)
+    except MetricError:
+        raise
+    except ParingError as error:
+        outcome = Outcome(failed=str(error))
+    return {**asdict(outcome), "seconds": time.perf_counter() - started}
+
+
+def make(source: TfliteModel, folder: Path, recipe: Mapping[str, Any]) -> TfliteModel:
+    """The model of a recipe, with the run's samples and statistics."""
+    file = folder / STATISTICS
+    statistics = Statistics.load(file) if file.exists() else None
+    samples = stored(folder / CALIBRATION)
+    return optimize(source, dict(recipe), samples, statistics=statistics, verified=False).model
+
+
+def _measured(model: TfliteModel, feed: Feed, metric: Metric | None, folder: Path, name: str) -> Outcome:
+    with np.load(folder / REFERENCE, allow_pickle=False) as file:
+        rows = _rows(feed)
+        reference = {output: file[output][:rows] for output in file.files}
+    found = evaluate(model, feed, metric or find_metric("mse"), reference=reference, name=name)
+    size, noise = len(model.to_bytes()), _noise(found.outputs, reference)
+    if metric is None:
+        return Outcome(size, noise)
+    lost, spread = score(reference, feed.samples.labels, metric, name=name).drop(found)
+    return Outcome(size, noise, found.score, lost, spread)
+
+
+def _rows(feed: Feed) -> int:
+    return sum(next((len(array) for array in sample if array.ndim), 1) for sample in feed)
+
+
+def _noise(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
+    found = []
+    for name, before in reference.items():
+        power = float(np.square(before, dtype=np.float64).sum())
+        with np.errstate(all="ignore"):
+            lost = float(np.square(np.asarray(outputs[name], np.float64) - before).sum())
+        found.append(lost / max(power, float(np.finfo(np.float32).tiny)))
+    mean = float(np.mean(found)) if found else 0.0
+    return min(max(mean, FLOOR), BROKEN) if np.isfinite(mean) else BROKEN

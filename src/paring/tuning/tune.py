@@ -1,0 +1,460 @@
+"""The search from top to bottom: prepare, measure each layer alone, climb the ladder, try single steps back, write."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring.calibrate import calibrate
+from paring.compress.quantize import Quantize
+from paring.data import Feed, feeds
+from paring.errors import BoundError, InputError, UnsupportedError
+from paring.formats import load
+from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.sink import sink
+from paring.formats.tflite.view import view
+from paring.graph import Graph, TensorId
+from paring.measure.evaluate import Evaluation, evaluate
+from paring.measure.metrics import Metric, find_metric
+from paring.measure.result import Candidate, Sensitivity, Tuning
+from paring.optimize import Result, check_target, optimize
+from paring.plan import plan
+from paring.recipe import Recipe, Rule
+from paring.runtime import Worker
+from paring.solve import requests
+from paring.tuning import trial as trials
+from paring.tuning.journal import Journal
+from paring.tuning.limits import Limits
+from paring.tuning.pool import Pool
+from paring.tuning.schemes import BASE, choices, label_of, only, recipe_of, schemes
+from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
+from paring.tuning.store import SampleFile, stored
+from paring.tuning.trial import Outcome, Trial
+
+CALIBRATE, FEW = 256, 64  # samples: to calibrate on; so few in all that both parts use all of them
+STEPS_BACK = 8  # single layers made smaller again, at most
+ROUNDS = 15  # of latency
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found.
+
+    Attributes:
+      tuning: All that was measured, as plain data.
+      recipe: The recipe of the chosen candidate.
+      result: The model that was written, with its report.
+    """
+
+    tuning: Tuning
+    recipe: Recipe
+    result: Result
+
+
+def tune(
+    source: Any,
+    data: Any,
+    *,
+    output: str | os.PathLike[str],
+    metric: str | None = None,
+    max_drop: str | float | None = None,
+    max_size: str | float | None = None,
+    max_latency: str | float | None = None,
+    labels: Any = None,
+    activations: str = "dynamic",
+    rounding: str = "gptq",
+    skip: Sequence[str] = (),
+    executor: Executor | None = None,
+    width: int | None = None,
+    folder: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    limit: int | None = None,
+    image_range: Any = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Tuned:
+    """Finds the smallest model within `max_drop` (or the best within the other bounds), and writes it.
+
+    First each layer alone is put under each scheme (float16, int8, int8-int16, int4, int4 in blocks) and the output's error is
+    measured. These errors order the mixed models from the smallest to the most exact; the search measures as many of
+    them as it needs, on samples that calibration did not see, then tries single layers smaller again. What is measured
+    is kept in a folder, so that an interrupted search goes on from there.
+
+    Processes import the calling script again: in a script, call it under `if __name__ == "__main__":`.
+
+    Args:
+      source: A model as `paring.load` takes it, with one signature.
+      data: Samples, with labels for metrics that need them. Every fourth, up to 256, is calibrated on.
+      output: The .tflite file to write.
+      metric: See `paring.measure.metrics.find_metric`; top1 where there are class labels, else mse against the float model.
+      max_drop: `0.5pt`, `0.5%` (relative), or a number for a metric without unit. It is kept with one standard error to spare
+        where that can be had.
+      max_size: `60kB`, `1.5MB` or bytes.
+      max_latency: `3ms`, `800us`: the median with one thread, on this machine.
+      labels: `.npy` file or array.
+      activations: Of int8 and int4 layers: `dynamic`, or `int8` for models that are integer throughout.
+      rounding: Of int4 weights: `gptq`, `adaround` or `nearest`.
+      skip: Patterns of operators that stay float.
+      executor: Runs the trials; processes here where None. Its workers must see `folder`.
+      width: Trials under way at a time.
+      folder: Where measurements are kept; `OUTPUT.tune` where None. It is removed when the search is done.
+      overwrite: Whether `output` may exist.
+      limit: At most so many samples.
+      image_range: See `paring.optimize`.
+      progress: Called with what is done, how many trials, of how many.
+
+    Raises:
+      InputError: Bad model, data, metric or bound.
+      BoundError: No candidate keeps the bounds; the message names the nearest.
+    """
+    started = time.perf_counter()
+    if activations not in ("dynamic", "int8"):
+        raise InputError("bad activations", expected="dynamic or int8", got=str(activations))
+    check_target(output, overwrite)
+    if max_drop is None and max_size is None and max_latency is None:
+        raise InputError("there is nothing to tune for", todo="Say --max-drop, --max-size or --max-latency")
+    offered = schemes(activations, rounding)
+    work = Path(folder) if folder is not None else Path(f"{output}.tune")
+    run = _Run.prepare(load(source), data, work, metric, labels, limit, image_range, offered, skip)
+    bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
+    journal = Journal(work / "journal.jsonl")
+    with Pool(journal, executor, width=width, progress=run.step) as pool:
+        run.pool, run.report = pool, progress
+        search = _Search(run, offered, tuple(skip), bounds)
+        chosen = search.find()
+    recipe = search.recipe(chosen)
+    result = optimize(
+        run.model, recipe, stored(work / trials.CALIBRATION), output=output, overwrite=overwrite,
+        statistics=work / trials.STATISTICS if (work / trials.STATISTICS).exists() else None,
+    )  # fmt: skip
+    tuning = search.told(chosen, time.perf_counter() - started)
+    shutil.rmtree(work)
+    return Tuned(tuning, recipe, result)
+
+
+@dataclass
+class _Run:
+    """What a search works on: all of it lies in `folder` too, for the trials."""
+
+    model: TfliteModel
+    graph: Graph
+    folder: Path
+    metric: Metric
+    before: Evaluation
+    layers: Mapping[str, Mapping[str, Quantize]]
+    samples: tuple[int, int]
+    notes: tuple[str, ...]
+    pool: Pool | None = None
+    report: Callable[[str, int, int], None] | None = None
+    stage: tuple[str, int] = ("", 0)
+    done: int = 0
+
+    @classmethod
+    def prepare(
+        cls,
+        model: TfliteModel,
+        data: Any,
+        folder: Path,
+        metric: str | None,
+        labels: Any,
+        limit: int | None,
+        image_range: Any,
+        offered: Mapping[str, Quantize],
+        skip: Sequence[str],
+    ) -> _Run:
+        """Splits the samples, calibrates once for all schemes, runs the float model."""
+        if len(model.root.signature_defs or ()) > 1:
+            raise UnsupportedError("cannot tune a model with several signatures", where=model.path, expected="one")
+        if metric is not None:
+            find_metric(metric)
+        model = sink(model)
+        (given,) = feeds(model, data, labels=labels, image_range=image_range, limit=limit)
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save(folder / trials.FLOAT)
+        counts, notes = _split(given, folder)
+        _fresh(folder, {"skip": list(skip)})
+        graph = view(model, fold_ranges=True)
+        layers = choices(graph, offered, skip)
+        if not layers:
+            raise InputError("there is nothing to tune", where=model.path, got="no layer with weights to quantize")
+        _calibrate(model, graph, folder, offered, skip)
+        (feed,) = feeds(model, stored(folder / trials.MEASURING))
+        before = evaluate(model, feed, None if metric is None else find_metric(metric), path=folder / trials.FLOAT)
+        np.savez(folder / trials.REFERENCE, **before.outputs)
+        return cls(model, graph, folder, before.metric, before, layers, counts, notes)
+
+    def try_all(self, stage: str, recipes: Sequence[Recipe], *, scored: bool) -> list[Outcome]:
+        """The outcome of each recipe."""
+        assert self.pool is not None
+        self.stage, self.done = (stage, len(recipes)), 0
+        return self.pool.run([self.trial(recipe, scored=scored) for recipe in recipes])
+
+    def trial(self, recipe: Recipe, *, scored: bool) -> Trial:
+        """A recipe as a trial."""
+        name = self.metric.name if scored else ""
+        return Trial(str(self.folder.absolute()), recipe.to_data(), name, self.model.path)
+
+    def step(self) -> None:
+        """Says that a trial is done."""
+        self.done += 1
+        if self.report is not None:
+            self.report(self.stage[0], self.done, self.stage[1])
+
+
+def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """Writes the samples: every fourth to calibrate on, the others to measure on; few go to both."""
+    files = [SampleFile(folder / name, given.names) for name in (trials.CALIBRATION, trials.MEASURING)]
+    everything: list[list[np.ndarray]] = []
+    for number, sample in enumerate(given):
+        everything += [sample] if number < FEW else []
+        calibrating = number % 4 == 0 and len(files[0].rows) < CALIBRATE
+        files[0 if calibrating else 1].add(sample)
+    total = len(files[0].rows) + len(files[1].rows)
+    if not total:
+        raise InputError("cannot tune", expected="at least one sample", got="an empty data set")
+    labels, notes = given.samples.labels, tuple(given.samples.notes)
+    if total < FEW:
+        files = [SampleFile(file.path, given.names) for file in files]
+        for file in files:
+            for sample in everything:
+                file.add(sample)
+        notes = (*notes, f"{total} samples are few: the same ones were calibrated and measured on")
+        files[0].finish(None)
+        files[1].finish(labels)
+        return (total, total), notes
+    if labels is not None:
+        taken = _measured_rows(files[0].rows, files[1].rows)
+        labels = labels[taken] if len(taken) == len(labels) else labels
+    files[0].finish(None)
+    files[1].finish(labels)
+    return (len(files[0].rows), len(files[1].rows)), notes
+
+
+def _measured_rows(calibrating: Sequence[int], measuring: Sequence[int]) -> np.ndarray:
+    """Which rows of the data went into the measuring part, bool [rows]."""
+    found: list[np.ndarray] = []
+    a, b = iter(calibrating), iter(measuring)
+    for number in range(len(calibrating) + len(measuring)):
+        mine = number % 4 == 0 and number // 4 < len(calibrating)
+        found.append(np.full(next(a if mine else b), not mine))
+    return np.concatenate(found)
+
+
+def _fresh(folder: Path, more: Mapping[str, Any]) -> None:
+    """Forgets measurements that were made of another model, other samples or by another version."""
+    from paring.optimize import VERSION
+
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **more}, sort_keys=True).encode())
+    for name in (trials.FLOAT, trials.CALIBRATION, trials.MEASURING, f"{trials.MEASURING}.labels.npy"):
+        path = folder / name
+        if path.exists():
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    mark = folder / "of.txt"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != digest.hexdigest():
+        (folder / "journal.jsonl").unlink(missing_ok=True)
+        mark.write_text(digest.hexdigest(), encoding="utf-8")
+
+
+def _calibrate(
+    model: TfliteModel, graph: Graph, folder: Path, offered: Mapping[str, Quantize], skip: Sequence[str]
+) -> None:
+    """Statistics for every scheme on every layer, in one pass."""
+    wanted: dict[TensorId, set[str]] = {}
+    for settings in offered.values():
+        made = plan(graph, Recipe((Rule(settings, kind="*"),), "all").restricted(skip))
+        for tensor, parts in requests(made).items():
+            wanted.setdefault(tensor, set()).update(parts)
+    if wanted:
+        found = calibrate(model, graph, wanted, feeds(model, stored(folder / trials.CALIBRATION)))
+        found.save(folder / trials.STATISTICS)
+
+
+class _Search:
+    """Candidates are measured at most once; `outcomes` holds them in the order in which they were asked for."""
+
+    def __init__(self, run: _Run, offered: Mapping[str, Quantize], skip: tuple[str, ...], bounds: Limits) -> None:
+        self.run, self.offered, self.skip, self.bounds = run, offered, skip, bounds
+        self.outcomes: dict[Allocation, Outcome] = {}
+        self.latencies: dict[Allocation, float] = {}
+        self.float_ms: float | None = None
+        self.swept: list[Sensitivity] = []
+        self.options: dict[str, list[Option]] = {}
+
+    def recipe(self, allocation: Allocation) -> Recipe:
+        return recipe_of(allocation, self.offered, self.skip, f"tuned {Path(self.run.model.path).stem}")
+
+    def find(self) -> Allocation:
+        """The candidate to write.
+
+        Raises:
+          BoundError: None keeps the bounds.
+        """
+        self.sweep()
+        rungs = ladder(self.options)
+        whole = [self.uniform(scheme) for scheme in self.offered]
+        self.measure(list(dict.fromkeys([*whole, rungs[0], rungs[-1]])))
+        if self.bounds.drop is not None:
+            width = max(2, self.run.pool.width if self.run.pool is not None else 1)
+            first = first_right(len(rungs), lambda places: self.right([rungs[p] for p in places]), width)
+            if first is not None:
+                self.measure(rungs[max(0, first - 2) : first + 2])
+        else:  # the best that fits: the most exact ones first
+            fitting = [r for r in rungs if self.bounds.size is None or self.bytes(r) <= self.bounds.size]
+            self.measure(fitting[-4:])
+        self.time()
+        best = self.best()
+        if self.bounds.drop is not None and best is not None:
+            best = self.back(best)
+        self.time()
+        if best is None:
+            raise self.nothing()
+        return best
+
+    # -- the sweep -------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """Every layer alone under each of its schemes."""
+        pairs = [(layer, scheme) for layer, found in self.run.layers.items() for scheme in found]
+        recipes = [only(layer, self.offered[scheme]).restricted(self.skip) for layer, scheme in pairs]
+        source = (self.run.folder / trials.FLOAT).stat().st_size
+        natives = {op.name: op.native for op in self.run.graph.ops}
+        for (layer, scheme), found in zip(pairs, self.run.try_all("sensitivity", recipes, scored=False), strict=True):
+            if found.failed:
+                continue
+            own = found.bytes - source
+            self.options.setdefault(layer, []).append(Option(scheme, float(own), found.noise))
+            decibel = -10 * float(np.log10(found.noise))
+            self.swept.append(Sensitivity(layer, natives.get(layer, ""), scheme, decibel, own))
+        if not self.options:
+            raise InputError("there is nothing to tune", where=self.run.model.path, got="no scheme works on any layer")
+
+    def uniform(self, scheme: str) -> Allocation:
+        """All layers under one scheme, or under int8 (the first they have) where they do not take it."""
+        found = []
+        for layer, options in self.options.items():
+            names = [option.scheme for option in options]
+            found.append((layer, scheme if scheme in names else BASE if BASE in names else names[0]))
+        return tuple(found)
+
+    def bytes(self, allocation: Allocation) -> float:
+        """What the file will take, from what each layer alone saved."""
+        source = (self.run.folder / trials.FLOAT).stat().st_size
+        own = {(layer, o.scheme): o.cost for layer, options in self.options.items() for o in options}
+        return source + sum(own[pair] for pair in allocation)
+
+    # -- candidates ------------------------------------------------------------------------------------------------
+
+    def measure(self, allocations: Sequence[Allocation]) -> None:
+        new = [a for a in dict.fromkeys(allocations) if a not in self.outcomes]
+        found = self.run.try_all("candidates", [self.recipe(a) for a in new], scored=True)
+        self.outcomes.update(zip(new, found, strict=True))
+
+    def right(self, allocations: Sequence[Allocation]) -> list[bool]:
+        """Which keep the bounds on the drop."""
+        self.measure(allocations)
+        drop = Limits(drop=self.bounds.drop)
+        return [drop.misses(self.outcomes[a], None, spread=True) == 0 for a in allocations]
+
+    def best(self) -> Allocation | None:
+        """The smallest that keeps all bounds (the best in score where the drop is not bound), None where none does."""
+        for spread in (True, False):
+            right = [
+                a for a, o in self.outcomes.items() if not self.bounds.misses(o, self.latencies.get(a), spread=spread)
+            ]
+            if right and self.bounds.drop is not None:
+                return min(right, key=lambda a: self.outcomes[a].bytes)
+            if right:
+                return min(right, key=lambda a: (self.outcomes[a].drop or 0.0, self.outcomes[a].bytes))
+        return None
+
+    def back(self, best: Allocation) -> Allocation:
+        """Single layers a scheme smaller, as long as that keeps the bounds; the ladder's errors only nearly add up."""
+        tried = 0
+        while tried < STEPS_BACK:
+            width = max(2, self.run.pool.width if self.run.pool is not None else 1)
+            steps = [a for a in smaller(best, self.options) if a not in self.outcomes][:width]
+            if not steps:
+                break
+            tried += len(steps)
+            self.measure(steps)
+            self.time()
+            found = self.best()
+            if found is None or found == best:
+                continue
+            best = found
+        return best
+
+    def time(self) -> None:
+        """Latency of what was not timed so far, beside the float model; the trials are at rest then."""
+        new = [a for a, o in self.outcomes.items() if a not in self.latencies and not o.failed]
+        if not new:
+            return
+        files = {label_of(a) + f" #{n}": self.run.trial(self.recipe(a), scored=True).file for n, a in enumerate(new)}
+        (sample,) = feeds(self.run.model, stored(self.run.folder / trials.MEASURING, 1))[0].head(1)
+        with Worker(threads=1) as worker:
+            worker.load("float", self.run.folder / trials.FLOAT)
+            for name, file in files.items():
+                worker.load(name, file)
+            taken = worker.time(["float", *files], sample, rounds=ROUNDS)
+        if self.float_ms is None:
+            self.float_ms = taken["float"].median_ms
+        # Each time by its ratio to the float model beside it: the machine may be slower now than it was before.
+        self.latencies.update({a: self.float_ms * taken[n].ratio for a, n in zip(new, files, strict=True)})
+
+    def nothing(self) -> BoundError:
+        """What to say where no candidate keeps the bounds."""
+        known = {a: o for a, o in self.outcomes.items() if not o.failed}
+        if not known:
+            why = next(iter(self.outcomes.values())).failed
+            return BoundError("no candidate could be made", where=self.run.model.path, got=why)
+        near = min(known, key=lambda a: self.bounds.misses(known[a], self.latencies.get(a), spread=False))
+        found, unit = known[near], f" {self.run.metric.unit}" if self.run.metric.unit else ""
+        time_said = f", {self.latencies[near]:.3g} ms" if near in self.latencies else ""
+        return BoundError(
+            "no candidate keeps the bounds", where=self.run.model.path,
+            expected=", ".join(f"{name} {value:g}" for name, value in self.bounds.said().items()),
+            got=f"nearest: {label_of(near)} with a drop of {found.drop:.3g}{unit}, {found.bytes:,} bytes{time_said}",
+            todo="Loosen a bound; measurements are kept, so the next try is quick",
+        )  # fmt: skip
+
+    def told(self, chosen: Allocation, seconds: float) -> Tuning:
+        """All that was measured, as plain data."""
+        known = {a: o for a, o in self.outcomes.items() if not o.failed}
+        front = pareto([(float(o.bytes), o.drop or 0.0) for o in known.values()])
+        candidates = tuple(
+            Candidate(
+                label_of(a), o.bytes, o.score or 0.0, o.drop or 0.0, self.recipe(a).to_data(), self.latencies.get(a),
+                pareto=on_front, chosen=a == chosen, seconds=o.seconds,
+            )
+            for (a, o), on_front in zip(known.items(), front, strict=True)
+        )  # fmt: skip
+        size = (self.run.folder / trials.FLOAT).stat().st_size
+        notes = list(self.run.notes)
+        outcome = self.outcomes[chosen]
+        if self.bounds.misses(outcome, self.latencies.get(chosen), spread=True):
+            notes.append(
+                f"the bound on the drop is kept on these samples by less than its standard error ({outcome.spread:.2g}): "
+                "more samples would tell whether it holds"
+            )
+        failed = {o.failed for o in self.outcomes.values() if o.failed}
+        notes += [f"some candidates could not be made: {why}" for why in sorted(failed)]
+        before = Candidate("float", size, self.run.before.score, 0.0, {}, self.float_ms)
+        reused = self.run.pool.reused if self.run.pool is not None else 0
+        return Tuning(
+            self.run.model.path, self.run.metric.name, self.bounds.said(), before, candidates, tuple(self.swept),
+            self.run.samples, seconds, reused, tuple(notes),
+        )  # fmt: skip
+
+
+__all__ = ["Tuned", "tune"]
