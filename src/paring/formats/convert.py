@@ -20,6 +20,8 @@ from paring.errors import InputError, ParingError, UnsupportedError
 
 _NEED = 'Install it: pip install "paring[tf]" tensorflow-cpu'
 _LOAD_FAILED = "cannot load"
+QUIET = {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+"""Variables that make a child's TensorFlow work on the CPU and say little."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,8 @@ Check the path.
     if live:
         _check_live(source)
     else:
-        _check_file(Path(source))
-    _check_installed("tensorflow", *(["keras"] if live or not Path(source).is_dir() else []))
+        check_file(Path(source))
+    check_installed("tensorflow", *(["keras"] if live or not Path(source).is_dir() else []))
     with tempfile.TemporaryDirectory(dir=out.absolute().parent, prefix=".paring-") as name:
         work = Path(name)
         result = work / "model.tflite"
@@ -90,7 +92,7 @@ def convert_all(jobs: Sequence[tuple[Path, Path]], work: Path) -> list[Outcome]:
     command = [sys.executable, "-m", "paring.formats.convert_child"]
     command += [str(path.absolute()) for job in jobs for path in job]
     with log.open("wb") as sink:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=_environment(), cwd=work)
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment(), cwd=work)
     outcomes = []
     for source, out in jobs:
         report = out.with_name(out.name + ".json")
@@ -142,7 +144,7 @@ def _check_live(model: Any) -> None:
         )
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
     """Says what is wrong with a file at once, before TensorFlow takes seconds to start."""
     kinds = "a .keras or .h5 file or a SavedModel folder"
     todo = "Save it again with model.save()"
@@ -183,21 +185,18 @@ def _check_file(path: Path) -> None:
         raise InputError("cannot convert", where=str(path), expected=kinds, got=f"a {path.suffix or 'plain'} file")
 
 
-def _check_installed(*modules: str) -> None:
+def check_installed(*modules: str, purpose: str = "converting to .tflite") -> None:
+    """Raises UnsupportedError for the first module that is missing, with what to install."""
     for module in modules:
         if importlib.util.find_spec(module) is None:
-            raise UnsupportedError(f"{module} is not installed: converting to .tflite needs it", todo=_NEED)
+            raise UnsupportedError(f"{module} is not installed: {purpose} needs it", todo=_NEED)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """All variables of the child that converts."""
     package = str(Path(__file__).parents[2])
     path = [os.path.abspath(entry) for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return os.environ | {
-        "PYTHONPATH": os.pathsep.join([*path, package]),
-        "KERAS_BACKEND": "tensorflow",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
-        "CUDA_VISIBLE_DEVICES": "-1",
-    }
+    return os.environ | {"PYTHONPATH": os.pathsep.join([*path, package])} | QUIET
 
 
 def _died(source: Path, code: int, log: Path) -> InputError:

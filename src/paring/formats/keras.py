@@ -54,6 +54,72 @@ def load(path: Path) -> Any:
         ) from error
 
 
+def start() -> None:
+    """Imports Keras and its backend."""
+    import keras  # noqa: F401
+
+
+class Session:
+    """A Keras model to run as its users do: `predict_on_batch`, compiled on its first run."""
+
+    def __init__(self, path: Path) -> None:
+        """Loads the file.
+
+        Raises:
+          UnsupportedError: The model does not say what its inputs are.
+        """
+        self.model = load(path)
+        inputs, outputs = (getattr(self.model, side, None) for side in ("inputs", "outputs"))
+        if not inputs or not outputs:
+            raise UnsupportedError(
+                "cannot run the model", where=path.name, expected="a Sequential or functional model, which has inputs",
+                got=type(self.model).__name__, todo="Export it as a SavedModel: model.export(folder)",
+            )  # fmt: skip
+        # As the model was called: a list, or a dict whose order of names need not be that of the list.
+        structure, order = getattr(self.model, "_inputs_struct", inputs), {id(t): n for n, t in enumerate(inputs)}
+        self._keys = {order[id(t)]: key for key, t in structure.items()} if isinstance(structure, dict) else None
+        self.names = [
+            str(self._keys[n] if self._keys else getattr(tensor, "name", f"input{n}"))
+            for n, tensor in enumerate(inputs)
+        ]
+        self.inputs = list(inputs)
+        self.output_names = [str(name) for name in getattr(self.model, "output_names", None) or _names(outputs)]
+        self._latest: Any = None
+
+    def describe(self) -> dict[str, Any]:
+        """Inputs and outputs, as `paring.runtime.Worker.describe` gives them."""
+        shapes = [[-1 if d is None else int(d) for d in tensor.shape] for tensor in self.inputs]
+        types = [str(tensor.dtype) for tensor in self.inputs]
+        return {"inputs": list(zip(self.names, shapes, types, strict=True)), "outputs": self.output_names}
+
+    def run(self, arrays: list[Any]) -> list[Any]:
+        """Runs one sample, inputs in the order of `describe`, and returns the outputs in that order."""
+        import keras
+        import numpy as np
+
+        if self._keys is not None:
+            self._latest = {self._keys[n]: array for n, array in enumerate(arrays)}
+        else:
+            self._latest = arrays if len(arrays) > 1 else arrays[0]
+        return [np.asarray(value) for value in keras.tree.flatten(self.again())]
+
+    def again(self) -> Any:
+        """Runs the latest sample again."""
+        return self.model.predict_on_batch(self._latest)
+
+    def paths(self) -> dict[str, list[str]]:
+        """The layers, which the backend runs."""
+        import keras
+
+        layers = getattr(self.model, "_flatten_layers", None)
+        found = layers(include_self=False) if layers is not None else self.model.layers
+        return {f"Keras on {keras.backend.backend()}": [type(layer).__name__ for layer in found]}
+
+
+def _names(outputs: Any) -> list[str]:
+    return [str(getattr(tensor, "name", f"output{n}")) for n, tensor in enumerate(outputs)]
+
+
 def reason(error: BaseException) -> str:
     """The innermost cause that Keras gives, as one short line.
 

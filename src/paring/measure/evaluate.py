@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -100,31 +100,47 @@ def evaluate(
                 worker.load("model", file, kernels=kernels)
                 if feed.subgraph:
                     worker.enter("model", "model", feed.signature, feed.names, feed.outputs)
-                outputs = collect(worker, "model", model, feed)
+                samples = (fit(sample, model, feed.subgraph) for sample in feed)
+                names, number = output_names(model, feed.subgraph), feed.subgraph
+                outputs = collect(worker, "model", samples, names, lambda v, place: real(v, model, number, place))
         except RunError as error:
             raise RunError("cannot run the model", where=name, got=str(error).rstrip(".")) from error
-    return score(outputs, feed, metric, reference=reference, output=output, name=name)
+    return score(outputs, feed.samples.labels, metric, reference=reference, output=output, name=name)
 
 
-def collect(worker: Worker, session: str, model: TfliteModel, feed: Feed) -> dict[str, np.ndarray]:
-    """The outputs of a loaded model over all samples as real numbers [n, ...], by name in the model's order."""
-    names, rows = _output_names(model, feed), []
+def collect(
+    worker: Worker,
+    session: str,
+    samples: Iterable[list[np.ndarray]],
+    names: Sequence[str],
+    read: Callable[[np.ndarray, int], np.ndarray],
+) -> dict[str, np.ndarray]:
+    """The outputs of a loaded model over samples: float32 [n, ...] by name.
+
+    Args:
+      worker: The child.
+      session: The model's name there.
+      samples: Inputs in the model's order.
+      names: Of the outputs, in the model's order.
+      read: (output, its position) -> real numbers.
+    """
+    rows: list[int] = []
     kept = {name: Kept(name) for name in names}
 
-    def samples() -> Iterator[list[np.ndarray]]:
-        for sample in feed:
+    def counted() -> Iterator[list[np.ndarray]]:
+        for sample in samples:
             rows.append(next((len(array) for array in sample if array.ndim), 1))
-            yield fit(sample, model, feed.subgraph)
+            yield sample
 
-    for number, outputs in enumerate(worker.run_many(session, samples())):
+    for number, outputs in enumerate(worker.run_many(session, counted())):
         for place, (name, value) in enumerate(zip(names, outputs, strict=True)):
-            kept[name].add(real(value, model, feed.subgraph, place), rows[number])
+            kept[name].add(read(value, place), rows[number])
     return {name: found.array() for name, found in kept.items()}
 
 
 def score(
     outputs: Mapping[str, np.ndarray],
-    feed: Feed,
+    labels: np.ndarray | None,
     metric: Metric | None = None,
     *,
     reference: Mapping[str, np.ndarray] | None = None,
@@ -138,7 +154,6 @@ def score(
     ordered = {key: outputs[key] for key in (first, *(key for key in outputs if key != first)) if key in outputs}
     if not ordered or not next(iter(ordered.values())).size:
         raise InputError("the model gives nothing to score", where=name)
-    labels = feed.samples.labels
     chosen = metric or default_metric(ordered, labels)
     target = ordered if reference is None else reference
     found, values = chosen.measure(ordered, labels, target, name)
@@ -146,13 +161,11 @@ def score(
     return Evaluation(chosen, found, values, ordered, against, len(next(iter(ordered.values()))))
 
 
-def _output_names(model: TfliteModel, feed: Feed) -> tuple[str, ...]:
-    """The model's own output names, in the order of the subgraph that the feed enters."""
-    for number, _, outputs in entries(model).values():
-        if number == feed.subgraph:
-            names = {index: name for name, index in outputs.items()}
-            return tuple(names.get(int(i), f"output{n}") for n, i in enumerate(model.subgraphs[number].outputs))
-    return feed.outputs
+def output_names(model: TfliteModel, subgraph: int) -> tuple[str, ...]:
+    """The names of an entry's outputs, in the subgraph's order."""
+    named = next((outputs for number, _, outputs in entries(model).values() if number == subgraph), {})
+    names = {index: name for name, index in named.items()}
+    return tuple(names.get(int(i), f"output{n}") for n, i in enumerate(model.subgraphs[subgraph].outputs))
 
 
 class Kept:
@@ -194,4 +207,4 @@ class Kept:
         return np.memmap(self._file, np.float32, "r", shape=(self._rows, *self._parts[0].shape[1:]))
 
 
-__all__ = ["Evaluation", "Kept", "collect", "evaluate", "score"]
+__all__ = ["Evaluation", "Kept", "collect", "evaluate", "output_names", "score"]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count, islice
+from typing import TypeVar
 
 import numpy as np
 
 from paring.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,8 @@ def latency(
 ) -> dict[str, Latency]:
     """Times candidates round by round, each candidate once in every round.
 
-    The order is shuffled, and every second round goes backwards, so that no candidate always runs in the wake of the
-    same neighbour. Compare candidates by `ratio`, not by their medians: a slow spell of the machine cancels out of it.
-    It does not isolate: candidates share the process, its caches and its memory.
+    The order is that of `interleaved`. Compare candidates by `ratio`, not by their medians: a slow spell of the machine
+    cancels out of it. It does not isolate: candidates share the process, its caches and its memory.
 
     Args:
       runs: What to call, by name; the first is what the ratios refer to.
@@ -71,13 +75,8 @@ def latency(
         raise InputError("cannot measure latency", expected="at least 1 round", got=str(rounds))
     names = list(runs)
     calls = [_warm_up(runs[name], min_seconds, clock) for name in names]
-    times = np.empty((rounds, len(names)))
-    rng = np.random.default_rng(seed)
-    order: list[int] = []
-    for number in range(rounds):
-        order = order[::-1] if number % 2 else rng.permutation(len(names)).tolist()
-        for index in order:
-            times[number, index] = _seconds(runs[names[index]], calls[index], clock)
+    measures = [partial(_seconds, runs[name], number, clock) for name, number in zip(names, calls, strict=True)]
+    times = np.array(list(islice(interleaved(measures, seed), rounds)))
     low, median, high = np.percentile(times, [25, 50, 75], axis=0)
     ratios = np.median(times / times[:, :1], axis=0)
     return {
@@ -90,6 +89,20 @@ def latency(
         )
         for index, name in enumerate(names)
     }
+
+
+def interleaved(measures: Sequence[Callable[[], T]], seed: int = 0) -> Iterator[list[T]]:
+    """Endless rounds of measurements, each candidate once in every round -> what they gave, in the order of `measures`.
+
+    The order is shuffled, and every second round goes backwards, so that no candidate always runs in the wake of the
+    same neighbour, and what gets slower all the time gets slower for all alike.
+    """
+    rng = np.random.default_rng(seed)
+    order: list[int] = []
+    for number in count():
+        order = order[::-1] if number % 2 else rng.permutation(len(measures)).tolist()
+        found = {index: measures[index]() for index in order}
+        yield [found[index] for index in range(len(measures))]
 
 
 def _warm_up(run: Callable[[], None], min_seconds: float, clock: Callable[[], float]) -> int:

@@ -71,7 +71,7 @@ class Metric:
             found = _called(self, given, labels, model)
         else:
             first = _first(outputs)
-            found = self.rate(first, self._against(first, labels, reference))
+            found = self.rate(first, self._against(first, labels, reference, model))
         values = np.asarray(found, np.float64)
         return (float(values.mean()), values) if values.ndim else (float(values), None)
 
@@ -83,11 +83,15 @@ class Metric:
         """True where the score is taken against labels, not against the first model."""
         return labels is not None and (self.wants != TARGET or labels.size == _first(outputs).size)
 
-    def _against(self, outputs: np.ndarray, labels: np.ndarray | None, reference: Outputs | None) -> np.ndarray:
+    def _against(
+        self, outputs: np.ndarray, labels: np.ndarray | None, reference: Outputs | None, model: str
+    ) -> np.ndarray:
         if self.uses_labels(outputs, labels) and labels is not None:
             if labels.shape[:1] != outputs.shape[:1]:
                 got = f"{len(labels)} labels for {len(outputs)} outputs"
-                raise InputError(f"{self.name} cannot be measured", expected="a label for each", got=got)
+                raise InputError(
+                    f"{self.name} cannot be measured", where=model or None, expected="a label for each", got=got
+                )
             return labels
         if self.wants == LABELS:
             raise InputError(
@@ -97,7 +101,10 @@ class Metric:
         target = None if reference is None else _first(reference)
         if target is None or target.shape != outputs.shape:
             got = "none" if target is None else f"{list(target.shape)} for {list(outputs.shape)}"
-            raise InputError(f"{self.name} has nothing to compare with", expected="outputs of one shape", got=got)
+            raise InputError(
+                f"{self.name} has nothing to compare with", where=model or None,
+                expected="outputs of the first model's shape", got=got,
+            )  # fmt: skip
         return target
 
 

@@ -190,3 +190,107 @@ class Tuning:
     seconds: float = 0.0
     reused: int = 0
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value, and what it is times the first model's.
+
+    Attributes:
+      value: None where it could not be measured.
+      ratio: 1 for the first model itself and for equal values; None where the first model's is 0 or missing.
+    """
+
+    value: float | None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Latency of one model with a number of threads.
+
+    Attributes:
+      threads: How many.
+      median_ms: Median of all rounds, wall time of one call in milliseconds.
+      spread_ms: Interquartile range of the same.
+      cpu_ms: Median CPU time of one call, over all threads.
+      ratio: Median over the launches of the median over a launch's rounds of this model's time divided by the first
+        model's in the same round; CPU time for one thread, else wall time.
+      error: Half the width of the ratio's 95% interval, from how launches differ; None after a single launch.
+      launches: Times that the model was started anew.
+      rounds: Rounds over all launches.
+      calls: Calls in one round of the last launch.
+    """
+
+    threads: int
+    median_ms: float
+    spread_ms: float
+    cpu_ms: float
+    ratio: float
+    error: float | None
+    launches: int
+    rounds: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class BenchModel:
+    """What `paring bench` measured of one model.
+
+    Attributes:
+      path: As it was given.
+      kind: `tflite`, `SavedModel` or `Keras`.
+      bytes: Size of the file, or of all files of a folder.
+      zip: The same in a ZIP archive, deflate level 9.
+      zstd: The same after zstd, level 19.
+      memory: Most bytes of a fresh process that loaded the model and ran one sample with one thread, libraries included.
+      added: Bytes of that which came with the model, beyond what the process had before it.
+      latency: With one thread, then with more.
+      score: By the metric.
+      drop: How much worse than the first model, in the metric's unit; negative where it is better.
+      drop_error: Standard error of that over the samples; None where the metric has no value for each sample.
+      paths: By runtime path (`xnnpack`, `builtin`, `TensorFlow`, ...) how many operators of each kind ran there;
+        `unseen` are operators in loops, branches and dead ends, of which the runtime does not say.
+      notes: What to know of this model.
+    """
+
+    path: str
+    kind: str
+    bytes: Figure
+    zip: Figure
+    zstd: Figure
+    memory: Figure
+    added: float | None
+    latency: tuple[Timing, ...]
+    score: Figure
+    drop: float
+    drop_error: float | None
+    paths: dict[str, dict[str, int]]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What `paring.bench` gives.
+
+    Attributes:
+      environment: Machine and versions.
+      metric: Name of the metric.
+      unit: Of the score and of drops.
+      higher_is_better: Which way is better.
+      against: What outputs were scored against: `labels`, or `the first model`.
+      samples: Rows that were scored.
+      given: False where the samples were made up.
+      models: In the order given; all ratios are to the first.
+      notes: What to know of the whole.
+    """
+
+    environment: dict[str, Any]
+    metric: str
+    unit: str
+    higher_is_better: bool
+    against: str
+    samples: int
+    given: bool
+    models: tuple[BenchModel, ...]
+    notes: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from paring.calibration import TensorStatistics
-from paring.errors import ParingError
+from paring.errors import InputError, ParingError, UnsupportedError
 from paring.measure.latency import Latency
 from paring.runtime.program import Program
 from paring.runtime.wire import receive, send
@@ -33,6 +33,7 @@ class OutOfTime(RunError):
     """The child was ended because a request took longer than its limit."""
 
 
+_KINDS = {kind.__name__: kind for kind in (InputError, UnsupportedError)}  # what the child found wrong itself
 _BASE = 64 * 2**20  # what the smallest model takes, several times over
 # The child needs a few modules and not all that the package brings, which takes as long to import as NumPy.
 _CHILD = """
@@ -82,16 +83,30 @@ class Limits:
 class Worker:
     """A child process that runs models; use it as a context manager."""
 
-    def __init__(self, limits: Limits | None = None, *, threads: int | None = None) -> None:
-        """Starts the child; it loads the runtime while the parent goes on."""
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        *,
+        threads: int | None = None,
+        program: str = _CHILD.format(folders=_FOLDERS),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
+        """Starts the child; it loads the runtime while the parent goes on.
+
+        Args:
+          limits: Bounds on time and memory.
+          threads: How many; those of the limits where None.
+          program: What the child runs, if it is not to run LiteRT.
+          variables: More environment variables for it.
+        """
         self.limits = limits or Limits()
         self.threads = threads or self.limits.threads or os.cpu_count() or 1
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  (lives as long as the child)
         # BLAS gets one thread: the kernels' own threads are at work when statistics are taken.
         paths = os.pathsep.join(p for p in sys.path if p)
-        environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": paths, "OPENBLAS_NUM_THREADS": "1", **(variables or {})}
         self._child = subprocess.Popen(
-            [sys.executable, "-c", _CHILD.format(folders=_FOLDERS)],
+            [sys.executable, "-c", program],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -206,6 +221,24 @@ class Worker:
             found[int(position)] = TensorStatistics(float(low), float(high), int(count), **values)
         return found
 
+    def beat(self, name: str, calls: int) -> tuple[float, float]:
+        """Wall and CPU seconds of so many calls on the latest sample."""
+        found, _ = self._call("beat", name=name, calls=calls)
+        return float(found["wall"]), float(found["cpu"])
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of memory that the child has now, and had at most; 0 where the system does not say."""
+        found, _ = self._call("memory")
+        return int(found["now"]), int(found["peak"])
+
+    def paths(self, name: str) -> dict[str, list[str]]:
+        """The operators of a model that has run once, by what runs them: `xnnpack`, `builtin`, `unseen`, ..."""
+        return dict(self._call("paths", name=name)[0]["paths"])
+
+    def describe(self, name: str) -> Mapping[str, Any]:
+        """`inputs` (name, shape, type) and `outputs` (names) of a TensorFlow or Keras model."""
+        return self._call("describe", name=name)[0]
+
     def time(self, names: Sequence[str], inputs: Sequence[np.ndarray], rounds: int = 30) -> dict[str, Latency]:
         """Latency of loaded models on one sample, interleaved; the ratio is to the first."""
         message, _ = self._call("time", list(inputs), seconds=600.0, names=list(names), rounds=rounds)
@@ -248,6 +281,8 @@ class Worker:
             finally:
                 self._deadline = float("inf")
             if not message["ok"]:
+                if message.get("kind") in _KINDS:
+                    raise _KINDS[message["kind"]](message["error"])
                 raise RunError(f"the runtime refuses the model: {_short(message['error'])}")
         return message, arrays
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from paring.calibration import TensorStatistics
+from paring.errors import ParingError
 from paring.measure.latency import latency
 from paring.runtime.program import Program, ProgramSession
 from paring.runtime.wire import receive, send
@@ -32,6 +35,38 @@ class Session:
         self.outputs = [d["index"] for d in self.interpreter.get_output_details()]
         self.allocated, self.stream = False, stream
         self.statistics: list[tuple[int, set[str], TensorStatistics]] = []
+
+    @property
+    def again(self) -> Callable[[], Any]:
+        """Runs the latest sample again, state and all; nothing is copied in or out."""
+        found: Callable[[], Any] = self.interpreter.invoke
+        return found
+
+    def paths(self) -> dict[str, list[str]]:
+        """The operators by what runs them: `xnnpack`, `builtin`, or `unseen` where nobody reads what they make.
+
+        A delegated node says what the operators it took over read and made: those between are its own.
+        """
+        nodes = self.interpreter._get_ops_details()
+        makers = {int(t): node["index"] for node in nodes for t in node["outputs"] if node["op_name"] != "DELEGATE"}
+        taken: set[int] = set()
+        for node in nodes:
+            if node["op_name"] == "DELEGATE":
+                ends, open_ = {int(t) for t in node["inputs"]}, [int(t) for t in node["outputs"]]
+                while open_:
+                    tensor = open_.pop()
+                    if tensor in makers and tensor not in ends:
+                        ends.add(tensor)
+                        taken.add(makers[tensor])
+                        open_ += [int(t) for t in nodes[makers[tensor]]["inputs"]]
+        read = {int(t) for node in nodes for t in node["inputs"]}.union(self.outputs)
+        found: dict[str, list[str]] = {"xnnpack": [], "builtin": [], "unseen": []}
+        for node in nodes:
+            seen = any(int(t) in read for t in node["outputs"])
+            if node["op_name"] != "DELEGATE":
+                key = "xnnpack" if node["index"] in taken else "builtin" if seen else "unseen"
+                found[key].append(str(node["op_name"]))
+        return found
 
     def invoke(self, arrays: list[np.ndarray], *, reset: bool = True) -> None:
         """Runs one sample; inputs in the model's order, resized where their shape asks for it."""
@@ -86,6 +121,16 @@ class SignatureSession:
         """Runs one sample."""
         found = self.runner(**dict(zip(self.inputs, arrays, strict=True)))
         return [np.array(found[name]) for name in self.outputs]
+
+
+def _peak() -> int:
+    """Most bytes of memory so far, where there is no /proc; 0 where nobody says."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def _limit_memory(extra: int, threads: int) -> None:
@@ -192,6 +237,29 @@ class Server:
             head.append([position, s.low, s.high, s.count, parts])
         return {"statistics": head}, arrays
 
+    def beat(self, name: str, calls: int) -> dict[str, Any]:
+        """Wall and CPU seconds of so many calls on the latest sample, after one that fills the caches."""
+        again = self.sessions[name].again
+        if calls > 1:
+            again()
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(calls):
+            again()
+        return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
+
+    def memory(self) -> dict[str, Any]:
+        """Bytes of memory that this process has now, and had at most, shared libraries and mapped files included."""
+        try:
+            with open("/proc/self/status", encoding="ascii") as file:
+                found = {key: value.split() for key, _, value in (line.partition(":") for line in file)}
+            return {"now": 1024 * int(found["VmRSS"][0]), "peak": 1024 * int(found["VmHWM"][0])}
+        except OSError:
+            return {"now": 0, "peak": _peak()}
+
+    def paths(self, name: str) -> dict[str, Any]:
+        """The operators of a model that ran, by runtime path."""
+        return {"paths": self.sessions[name].paths()}
+
     def time(self, names: list[str], rounds: int, arrays: list[np.ndarray]) -> dict[str, Any]:
         """Latency of several loaded models on one sample, interleaved round by round."""
         for name in names:
@@ -202,12 +270,16 @@ class Server:
 
 
 def main() -> None:
-    """Serves until the parent closes the pipe."""
+    """Serves LiteRT models until the parent closes the pipe."""
+    serve(Server())
+
+
+def serve(server: Server) -> None:
+    """Answers requests until the parent closes the pipe."""
     pipe_in = sys.stdin.buffer
     # What libraries print must not end up between messages.
     pipe_out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    server = Server()
     while True:
         try:
             message, arrays = receive(pipe_in)
@@ -221,6 +293,8 @@ def main() -> None:
             send(pipe_out, {"ok": True, **head}, out)
         except MemoryError:
             send(pipe_out, {"ok": False, "error": "it needs more memory than its limit"})
+        except ParingError as error:
+            send(pipe_out, {"ok": False, "error": str(error), "kind": type(error).__name__})
         except Exception as error:  # the parent decides what a failure means
             send(pipe_out, {"ok": False, "error": f"{type(error).__name__}: {error}"})
 

@@ -1,0 +1,53 @@
+"""The child process that runs SavedModels and Keras models as they are, for `paring.measure`; the parent is a `Worker`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from paring.formats import keras as keras_format
+from paring.formats.saved_model import session
+from paring.runtime.worker import Server, serve
+
+_PROGRAM = """
+import sys
+sys.path[:] = [path for path in sys.path if path]
+from paring.formats.run_child import main
+main({saved_model!r})
+"""
+
+
+def program(source: Path) -> str:
+    """What the child runs. Its path lacks the working folder: a random.py there is not TensorFlow's to import."""
+    return _PROGRAM.format(saved_model=source.is_dir())
+
+
+class FrameworkServer(Server):
+    """Answers as `Server` does, for models of TensorFlow and Keras."""
+
+    def __init__(self, saved_model: bool) -> None:
+        super().__init__()
+        self.room = session if saved_model else keras_format
+
+    def limit(self, extra: int, threads: int = 1) -> dict[str, Any]:
+        """Imports the framework, so that its memory is not counted as the model's; sets no limits.
+
+        These models are the user's own, and how much the framework takes for them nobody can say beforehand.
+        """
+        self.room.start()
+        return {}
+
+    def load(self, name: str, path: str, kernels: str, threads: int, stream: bool) -> dict[str, Any]:
+        """Loads a SavedModel folder or a Keras file under a name; threads are set by the environment."""
+        self.sessions[name] = self.room.Session(Path(path))
+        return {}
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """What a model takes and gives."""
+        found: dict[str, Any] = self.sessions[name].describe()
+        return found
+
+
+def main(saved_model: bool) -> None:
+    """Serves until the parent closes the pipe."""
+    serve(FrameworkServer(saved_model))

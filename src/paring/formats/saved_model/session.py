@@ -1,0 +1,97 @@
+"""Runs a SavedModel in TensorFlow, as its users do: by a signature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paring.errors import InputError, UnsupportedError
+from paring.formats.saved_model.litert import first_line
+
+_FREE = ("Const", "Placeholder", "NoOp", "Identity", "IdentityN", "ReadVariableOp", "VarHandleOp", "_Arg", "_Retval")
+
+
+def start() -> None:
+    """Imports TensorFlow."""
+    import tensorflow  # noqa: F401
+
+
+class Session:
+    """One signature of a SavedModel: `serving_default`, or its first."""
+
+    def __init__(self, folder: Path) -> None:
+        """Loads the folder.
+
+        Raises:
+          InputError: The folder is broken, or it has no signature.
+          UnsupportedError: An input has a shape of unknown rank.
+        """
+        import tensorflow as tf
+
+        try:
+            self.model = tf.saved_model.load(str(folder))
+        except Exception as error:
+            raise InputError(
+                "cannot load the SavedModel", where=folder.name, expected="saved_model.pb with a `serve` graph",
+                got=first_line(str(error)), todo="Export it again",
+            ) from error  # fmt: skip
+        keys = list(self.model.signatures)
+        if not keys:
+            todo = "Export it with one, as model.export(folder) of Keras does"
+            raise InputError("cannot run the SavedModel", where=folder.name, expected="a signature", todo=todo)
+        self.signature = self.model.signatures["serving_default" if "serving_default" in keys else keys[0]]
+        specs = self.signature.structured_input_signature[1]
+        for name, spec in specs.items():
+            if spec.shape.rank is None:
+                raise UnsupportedError(
+                    "cannot run the SavedModel", where=f"{folder.name}, input {name}", expected="a shape of known rank"
+                )
+        self.specs = {name: specs[name] for name in sorted(specs)}
+        self.outputs = sorted(self.signature.structured_outputs)
+        self.inputs = list(self.specs)
+        self._latest: dict[str, Any] = {}
+
+    def describe(self) -> dict[str, Any]:
+        """Inputs and outputs, as `paring.runtime.Worker.describe` gives them."""
+        found = [
+            (name, [-1 if d is None else int(d) for d in spec.shape], spec.dtype.name)
+            for name, spec in self.specs.items()
+        ]
+        return {"inputs": found, "outputs": self.outputs}
+
+    def run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Runs one sample, inputs in the order of `describe`, and returns the outputs in that order."""
+        import tensorflow as tf
+
+        named = zip(self.specs.items(), arrays, strict=True)
+        self._latest = {name: tf.constant(array, spec.dtype) for (name, spec), array in named}
+        found = self.again()
+        return [np.asarray(found[name].numpy()) for name in self.outputs]
+
+    @property
+    def again(self) -> Callable[[], Any]:
+        """Runs the latest sample again; nothing is copied in or out."""
+        return lambda: self.signature(**self._latest)
+
+    def paths(self) -> dict[str, list[str]]:
+        """The operators of the signature's graph, functions that it calls included."""
+        graph = self.signature.graph.as_graph_def()
+        functions = {function.signature.name: function.node_def for function in graph.library.function}
+        return {"TensorFlow": [op for op in _operators(graph.node, functions) if op not in _FREE]}
+
+
+def _operators(nodes: Any, functions: dict[str, Any], depth: int = 0) -> Iterator[str]:
+    """What nodes do; a node that calls a function stands for what is in it, once."""
+    for node in nodes:
+        called = [value.func.name for value in node.attr.values() if value.WhichOneof("value") == "func"]
+        inner = [name for name in called if name in functions]
+        for name in inner if depth < 50 else ():
+            yield from _operators(functions[name], functions, depth + 1)
+        if not inner or not node.op.endswith("PartitionedCall"):
+            yield node.op
+
+
+__all__ = ["Session", "start"]
