@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from typing import Any
 
@@ -82,7 +82,7 @@ class Pool:
                     self.progress()
         return [found[number] for number in range(len(trials))]
 
-    def _finished(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
+    def _finished(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Generator[tuple[int, Any]]:
         """Each trial's result, or the error of a worker that died under it, as they come."""
         futures: dict[Future[dict[str, Any]], int] = {}
         try:
@@ -96,12 +96,12 @@ class Pool:
                 done, _ = wait(futures, return_when=FIRST_COMPLETED)
                 for future in done:
                     number = futures.pop(future)
-                    error = future.exception()
-                    if isinstance(error, ParingError):
-                        raise error
-                    if isinstance(error, BrokenExecutor) and self._own:
+                    failed = future.exception()
+                    if isinstance(failed, ParingError):
+                        raise failed
+                    if isinstance(failed, BrokenExecutor) and self._own:
                         self._executor = None
-                    yield number, future.result() if error is None else error
+                    yield number, future.result() if failed is None else failed
         finally:
             for future in futures:
                 future.cancel()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 Allocation: TypeAlias = tuple[tuple[str, str], ...]
@@ -45,7 +46,7 @@ def ladder(options: Mapping[str, Sequence[Option]]) -> list[Allocation]:
     for layer, found in options.items():
         hull = _hull(found)
         chosen[layer] = hull[0].scheme
-        for number, (a, b) in enumerate(zip(hull, hull[1:], strict=False)):
+        for number, (a, b) in enumerate(pairwise(hull)):
             steps.append(((a.noise - b.noise) / (b.cost - a.cost), -number, layer, b.scheme))
     rungs = [tuple(chosen.items())]
     for _, _, layer, scheme in sorted(steps, key=lambda step: (-step[0], -step[1])):

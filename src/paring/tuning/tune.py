@@ -189,7 +189,8 @@ class _Run:
         _calibrate(model, graph, folder, offered, skip)
         (feed,) = feeds(model, stored(folder / trials.MEASURING))
         before = evaluate(model, feed, None if metric is None else find_metric(metric), path=folder / trials.FLOAT)
-        np.savez(folder / trials.REFERENCE, **before.outputs)
+        outputs: dict[str, Any] = dict(before.outputs)
+        np.savez(folder / trials.REFERENCE, **outputs)
         return cls(model, graph, folder, before.metric, before, layers, counts, notes)
 
     def try_all(self, stage: str, recipes: Sequence[Recipe], *, scored: bool) -> list[Outcome]:
