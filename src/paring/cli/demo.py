@@ -30,6 +30,7 @@ def demo(keep: Path | None = KEEP) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(model_path(), folder / "digits.tflite")
         np.savez_compressed(folder / "digits.npz", image=calibration)
+        np.savez_compressed(folder / "digits-test.npz", image=images, labels=labels)
         models = {"float32 (before)": model_path()}
         out.print(f"A float32 CNN of {size(model_path().stat().st_size)}, {len(images)} held-out images of digits.\n")
         for recipe in RECIPES:

@@ -113,7 +113,7 @@ class Session:
 
         layers = getattr(self.model, "_flatten_layers", None)
         found = layers(include_self=False) if layers is not None else self.model.layers
-        return {f"Keras on {keras.backend.backend()}": [type(layer).__name__ for layer in found]}
+        return {f"Keras ({keras.backend.backend()})": [type(layer).__name__ for layer in found]}
 
 
 def _names(outputs: Any) -> list[str]:

@@ -26,10 +26,10 @@ from paring.measure.subject import Child, Subject, align, open_subject
 from paring.runtime import RunError, Worker
 from paring.samples import Samples, open_samples, seeded
 
-LEAST = 3
-"""Launches at least, unless fewer are asked for."""
+LEAST, ENOUGH = 3, 5
+"""Launches at least, unless fewer are asked for; and those from which on narrow intervals are believed."""
 
-_NARROW = 0.01  # half a ratio's 95% interval, relative to it, that is good enough
+_NARROW = 0.015  # half a ratio's 95% interval, relative to it, that is good enough
 _SEEDED = 8  # samples to make up where none are given
 
 
@@ -50,9 +50,9 @@ def bench(
     labels: Any = None,
     output: str | None = None,
     threads: int | None = None,
-    rounds: int = 200,
-    launches: int = 10,
-    seconds: float = 30.0,
+    rounds: int = 100,
+    launches: int = 30,
+    seconds: float = 60.0,
     limit: int | None = None,
     image_range: Any = None,
     progress: Callable[[str], None] | None = None,
@@ -60,7 +60,7 @@ def bench(
     """Measures models side by side, each as it is: nothing is converted.
 
     Every model runs in processes of its own, which take turns round by round, and which are started anew until the
-    ratios of latency are known to 1% or the time is used up. LiteRT models run on the default kernels (XNNPACK),
+    ratios of latency are known to 1.5% or the time is used up. LiteRT models run on the default kernels (XNNPACK),
     SavedModels in TensorFlow by a signature, Keras files by `predict_on_batch`.
 
     Args:
@@ -168,7 +168,7 @@ def _run(
     """Launches all models side by side until the ratios are known; the first launch also scores them."""
     found = _Found([[] for _ in fed], [[] for _ in fed], [], [], [])
     times: dict[int, list[np.ndarray]] = {threads: [] for threads in settings.threads}
-    begin, least = time.monotonic(), min(LEAST, settings.launches)
+    begin = time.monotonic()
     spare: Sequence[Child | None] = opened
     for number in range(settings.launches):
         calls = {}
@@ -193,7 +193,8 @@ def _run(
                 times[threads].append(rounds)
         found.timings = [combine(rounds, threads, calls[threads]) for threads, rounds in times.items()]
         narrow = all(t.error is not None and t.error <= _NARROW * t.ratio for row in found.timings for t in row)
-        if number + 1 >= least and (narrow or time.monotonic() - begin > settings.seconds):
+        late = time.monotonic() - begin > settings.seconds
+        if (narrow and number + 1 >= ENOUGH) or (late and number + 1 >= LEAST):
             break
     return found
 
@@ -222,16 +223,15 @@ def _score(
 ) -> None:
     """Runs all samples through each model; the first one's outputs are the reference of the others."""
     reference: Mapping[str, np.ndarray] | None = None
-    first = fed[0].subject.outputs
+    first = fed[0].subject
+    wanted = output or min(first.outputs, key=first.place)
     for model, child in zip(fed, children, strict=True):
         subject = model.subject
         settings.progress(f"running {subject.path.name}")
         with _naming(subject):
             outputs = collect(child.worker, "model", model, subject.outputs, subject.read)
             found.operators.append(_operators(subject, child.worker))
-        name = output or first[0]
-        if name not in outputs and name in first and first.index(name) < len(subject.outputs):
-            name = subject.outputs[first.index(name)]
+        name = subject.counterpart(wanted, first)
         labels = model.samples.labels
         found.scored.append(score(outputs, labels, metric, reference=reference, output=name, name=str(subject.path)))
         metric, reference = found.scored[0].metric, found.scored[0].outputs
@@ -293,4 +293,4 @@ def _figure(value: float | None, first: float | None) -> Figure:
     return Figure(value, value / first if first else None)
 
 
-__all__ = ["LEAST", "bench"]
+__all__ = ["bench"]

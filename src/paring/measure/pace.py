@@ -21,9 +21,7 @@ WALL, CPU = 0, 1
 _ROUND = 0.0015  # seconds: shorter than the turns that a busy machine takes from one process to another
 _WARM = 0.05  # seconds of calls ahead of the first round
 _FEW = 6  # rounds at least, however slow the models are
-# Student's t for a 95% interval, by launches less one.
-_T = (math.nan, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-_T_MANY = 2.2
+_T = (12.71, 4.30, 3.18, 2.78)  # Student's t for a 95% interval, from two launches on
 
 
 def measure(workers: Sequence[Worker], *, rounds: int, seconds: float, seed: int) -> tuple[np.ndarray, list[int]]:
@@ -77,12 +75,10 @@ def combine(launches: Sequence[np.ndarray], threads: int, calls: Sequence[int]) 
     whole = np.concatenate(launches)
     clock = CPU if threads == 1 and (whole[..., CPU] > 0).all() else WALL
     logs = np.array([np.median(np.log(times[..., clock] / times[:, :1, clock]), axis=0) for times in launches])
-    count = len(launches)
     ratios = np.exp(np.median(logs, axis=0))
-    errors = logs.std(axis=0, ddof=1) / math.sqrt(count) if count > 1 else None
+    errors = [_half_width(column) for column in logs.T]
     low, median, high = np.percentile(whole[..., WALL], [25, 50, 75], axis=0) * 1e3
     cpu = np.median(whole[..., CPU], axis=0) * 1e3
-    wide = _T[count - 1] if count <= len(_T) else _T_MANY
     return [
         Timing(
             threads=threads,
@@ -90,13 +86,30 @@ def combine(launches: Sequence[np.ndarray], threads: int, calls: Sequence[int]) 
             spread_ms=float(high[place] - low[place]),
             cpu_ms=float(cpu[place]),
             ratio=float(ratios[place]),
-            error=None if errors is None else float(wide * errors[place] * ratios[place]),
-            launches=count,
+            error=None if errors[place] is None else float(errors[place] * ratios[place]),
+            launches=len(launches),
             rounds=len(whole),
             calls=number,
         )
         for place, number in enumerate(calls)
     ]
+
+
+def _half_width(values: np.ndarray) -> float | None:
+    """Half the width of a 95% interval of the median of the launches; None for a single one.
+
+    From six launches on it lies between two of them: the median of what they are drawn from is as likely above each of
+    them as below. Fewer are taken to be normal.
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    if count < len(_T) + 2:
+        return float(_T[count - 2] * values.std(ddof=1) / math.sqrt(count))
+    tails = np.cumsum([math.comb(count, k) for k in range(count)]) / 2.0**count
+    outside = max(0, int((tails <= 0.025).sum()) - 1)
+    ordered = np.sort(values)
+    return float(ordered[-1 - outside] - ordered[outside]) / 2
 
 
 __all__ = ["combine", "measure"]

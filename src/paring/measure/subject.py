@@ -81,6 +81,21 @@ class Subject:
             found.append(value)
         return found
 
+    def place(self, output: str) -> int:
+        """Where an output stands among all: by the number in names such as `output_1`, else in the model's order."""
+        numbers = [re.fullmatch(r"output_(\d+)", name) for name in self.outputs]
+        if all(numbers):
+            ordered = sorted(self.outputs, key=lambda name: int(name.removeprefix("output_")))
+            return ordered.index(output)
+        return self.outputs.index(output)
+
+    def counterpart(self, output: str, first: Subject) -> str:
+        """This model's output for one of the first model's: of the same name, else at the same place."""
+        if output in self.outputs or output not in first.outputs:
+            return output
+        place = first.place(output)
+        return next((name for name in self.outputs if self.place(name) == place), output)
+
     def read(self, value: np.ndarray, place: int) -> np.ndarray:
         """An output as real numbers."""
         return value if self.model is None else real(value, self.model, 0, place)
