@@ -18,22 +18,26 @@ from rich.table import Table
 
 from paring.cli import quantize as common
 from paring.errors import InputError, UnsupportedError
-from paring.measure.environment import environment
 from paring.measure.result import Candidate, Tuning
-from paring.report import console, finite, show, size
+from paring.measure.store import as_data, check_target, environment, write
+from paring.report import console, show, size
 from paring.tuning import tune as search
 
 TOP = 12
 DATA = typer.Option(..., "--data", "-d", help="Labelled samples; every fourth is calibrated on, the others measure.")
 LABELS = typer.Option(None, "--labels", help="Labels, one per sample (.npy), if the data holds none.")
 METRIC = typer.Option(None, "--metric", "-m", help="top1, top5, mse, cosine, auc, or module:function.")
-DROP = typer.Option(None, "--max-drop", help="Largest loss: 0.5pt (points), 0.5% (relative), or a plain number for mse.")
+DROP = typer.Option(
+    None, "--max-drop", help="Largest loss: 0.5pt (points), 0.5% (relative), or a plain number for mse."
+)
 SIZE = typer.Option(None, "--max-size", help="Largest file: 60kB, 1.5MB.")
 LATENCY = typer.Option(None, "--max-latency", help="Longest median latency with one thread here: 3ms, 800us.")
 ACTIVATIONS = typer.Option("dynamic", help="Of int8 and int4 layers: dynamic, or int8 for integer models.")
 ROUNDING = typer.Option("gptq", help="Of int4 weights: gptq, adaround or nearest.")
 WORKERS = typer.Option(None, "--workers", min=1, help="Trials under way at a time; one on each core by default.")
-DASK = typer.Option(None, "--dask", help="Run trials on this Dask scheduler: tcp://host:port. Its workers must see --work.")
+DASK = typer.Option(
+    None, "--dask", help="Run trials on this Dask scheduler: tcp://host:port. Its workers must see --work."
+)
 WORK = typer.Option(None, "--work", help="Folder where measurements are kept until the search is done; OUTPUT.tune.")
 RECIPE = typer.Option(None, "--save-recipe", help="Where the recipe goes; OUTPUT with .yaml by default.")
 HTML = typer.Option(None, "--html", help="Write the Pareto curve and all candidates as one HTML page.")
@@ -65,7 +69,9 @@ def tune(
 ) -> None:
     """Find the smallest model within a bound on accuracy (and latency), or the best within a size. Can be interrupted."""
     recipe_file = save_recipe or output.with_suffix(".yaml")
-    for path in (recipe_file, html, results):
+    if results is not None:
+        check_target(results, "tune")
+    for path in (recipe_file, html):
         if path is not None and path.exists() and not overwrite:
             raise InputError("the output exists", where=str(path), todo="Say --overwrite to replace it")
     folder = work or Path(f"{output}.tune")
@@ -88,12 +94,9 @@ def tune(
             print(f"paring: measurements are kept in {folder}; the same command goes on from there", file=sys.stderr)
         raise
     recipe_file.write_text(found.recipe.to_yaml(), encoding="utf-8")
-    told = {"command": "tune", "environment": environment(), "tuning": finite(asdict(found.tuning))}
-    from paring import __version__
-
-    told = {"paring": __version__, **told}
+    told = as_data("tune", {"environment": environment(), "tuning": asdict(found.tuning)})
     if results is not None:
-        results.write_text(json.dumps(told, indent=1, allow_nan=False), encoding="utf-8")
+        write(results, told)
     if html is not None:
         from paring.report.page import write_page
 

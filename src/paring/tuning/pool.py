@@ -1,17 +1,20 @@
-"""Trials on any `concurrent.futures.Executor`: answered from the journal where it can be, and again where a worker dies."""
+"""Trials on any `concurrent.futures.Executor`: answered from the journal where it can be, and again where a worker dies.
+
+By default each trial is a process of its own, started plainly: a pool of `multiprocessing` would import the user's script
+again, which runs it again where it has no `if __name__ == "__main__"`.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from paring.errors import ParingError
 from paring.tuning.journal import Journal
-from paring.tuning.trial import Outcome, Trial, run
+from paring.tuning.trial import Outcome, Trial, run, run_apart
 
 TRIES = 3  # of a trial whose worker died under it
 
@@ -32,24 +35,24 @@ class Pool:
         width: int | None = None,
         progress: Callable[[], None] | None = None,
     ) -> None:
-        """Starts no process yet.
+        """Starts nothing yet.
 
         Args:
           journal: Where results are kept.
-          executor: Runs the trials; processes of its own where None.
+          executor: Runs the trials; a process for each where None.
           width: Trials under way at a time; the number of cores where None.
           progress: Called after every trial.
         """
         self.journal, self.progress = journal, progress or (lambda: None)
         self.width, self.reused = width or os.cpu_count() or 1, 0
         self._own = executor is None
-        self._executor = executor
+        self._executor = executor or ThreadPoolExecutor(self.width)
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._own and self._executor is not None:
+        if self._own:
             self._executor.shutdown(wait=kind is None, cancel_futures=True)
 
     def run(self, trials: Sequence[Trial]) -> list[Outcome]:
@@ -82,16 +85,11 @@ class Pool:
                     self.progress()
         return [found[number] for number in range(len(trials))]
 
-    def _finished(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Generator[tuple[int, Any]]:
+    def _finished(self, trials: Sequence[Trial], numbers: Sequence[int]) -> Generator[tuple[int, Any], None, None]:
         """Each trial's result, or the error of a worker that died under it, as they come."""
-        futures: dict[Future[dict[str, Any]], int] = {}
+        call = run_apart if self._own else run
+        futures: dict[Future[dict[str, Any]], int] = {self._executor.submit(call, trials[n]): n for n in numbers}
         try:
-            for number in numbers:
-                try:
-                    futures[self._started().submit(run, trials[number])] = number
-                except BrokenExecutor as error:
-                    self._executor = None if self._own else self._executor
-                    yield number, error
             while futures:
                 done, _ = wait(futures, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -99,29 +97,7 @@ class Pool:
                     failed = future.exception()
                     if isinstance(failed, ParingError):
                         raise failed
-                    if isinstance(failed, BrokenExecutor) and self._own:
-                        self._executor = None
                     yield number, future.result() if failed is None else failed
         finally:
             for future in futures:
                 future.cancel()
-
-    def _started(self) -> Executor:
-        if self._executor is None:
-            with _one_thread():
-                self._executor = ProcessPoolExecutor(self.width, multiprocessing.get_context("spawn"))
-                list(self._executor.map(abs, range(self.width)))  # processes begin with the first work
-        return self._executor
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Processes that start now do their arithmetic with one thread each: there is one of them for each core."""
-    names = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

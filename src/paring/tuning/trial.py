@@ -5,6 +5,10 @@ All that trials share lies in a folder, which every process must see: the float 
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -100,6 +104,43 @@ def run(trial: Trial) -> dict[str, Any]:
     except ParingError as error:
         outcome = Outcome(failed=str(error))
     return {**asdict(outcome), "seconds": time.perf_counter() - started}
+
+
+_APART = "from paring.tuning.trial import main; main()"
+_THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def run_apart(trial: Trial) -> dict[str, Any]:
+    """`run` in a process of its own, its arithmetic on one thread: several of them share the cores.
+
+    Raises:
+      MetricError: As `run` does.
+      RuntimeError: The process died.
+    """
+    path = os.pathsep.join(p for p in sys.path if p)
+    environment = {**os.environ, "PYTHONPATH": path, **dict.fromkeys(_THREADS, "1")}
+    done = subprocess.run(
+        [sys.executable, "-c", _APART], input=json.dumps(asdict(trial)), capture_output=True, text=True, env=environment
+    )
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise RuntimeError(f"the process of a trial ended ({last[0]})") from None
+    if "metric_failed" in found:
+        raise MetricError(found["metric_failed"], detail=found["detail"])
+    return found
+
+
+def main() -> None:
+    """One trial from standard input, its outcome to standard output, both as JSON."""
+    trial = Trial(**json.loads(sys.stdin.read()))
+    out, sys.stdout = sys.stdout, sys.stderr  # what the user's metric prints is no answer
+    try:
+        found = run(trial)
+    except MetricError as error:
+        found = {"metric_failed": str(error), "detail": error.detail}
+    print(json.dumps(found), file=out)
 
 
 def make(source: TfliteModel, folder: Path, recipe: Mapping[str, Any]) -> TfliteModel:

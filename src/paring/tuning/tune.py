@@ -89,8 +89,6 @@ def tune(
     them as it needs, on samples that calibration did not see, then tries single layers smaller again. What is measured
     is kept in a folder, so that an interrupted search goes on from there.
 
-    Processes import the calling script again: in a script, call it under `if __name__ == "__main__":`.
-
     Args:
       source: A model as `paring.load` takes it, with one signature.
       data: Samples, with labels for metrics that need them. Every fourth, up to 256, is calibrated on.
@@ -104,7 +102,7 @@ def tune(
       activations: Of int8 and int4 layers: `dynamic`, or `int8` for models that are integer throughout.
       rounding: Of int4 weights: `gptq`, `adaround` or `nearest`.
       skip: Patterns of operators that stay float.
-      executor: Runs the trials; processes here where None. Its workers must see `folder`.
+      executor: Runs the trials; a process here for each where None. Its workers must see `folder`.
       width: Trials under way at a time.
       folder: Where measurements are kept; `OUTPUT.tune` where None. It is removed when the search is done.
       overwrite: Whether `output` may exist.
