@@ -42,6 +42,7 @@ BORDERS = (
     Border("ai_edge_litert", r"runtime/"),
     Border("yaml", r"recipe\.py"),
     Border("typer", r"cli/"),
+    Border("distributed", r"cli/tune\.py"),
     Border("rich", r"cli/|report/"),
     Border("jinja2", r"report/"),
     # Rooms: everyone but the lower ones, who must not know the upper ones.
@@ -50,7 +51,7 @@ BORDERS = (
     Border(r"paring\.(cli|optimize|plan|solve)", r"(?!formats/)"),
 )
 
-OUTSIDE_BASE = ("tensorflow", "keras", "tf_keras", "h5py", "PIL", "sklearn", "scipy", "litert_quantizer")
+OUTSIDE_BASE = ("tensorflow", "keras", "tf_keras", "h5py", "PIL", "sklearn", "scipy", "litert_quantizer", "distributed")
 """What the base install does not bring, though the machine that runs the tests may have it."""
 
 IMPORT_EVERY_MODULE = f"""

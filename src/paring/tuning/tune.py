@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def tune(
       data: Samples, with labels for metrics that need them. Every fourth, up to 256, is calibrated on.
       output: The .tflite file to write.
       metric: See `paring.measure.metrics.find_metric`; top1 where there are class labels, else mse against the float model.
-      max_drop: `0.5pt`, `0.5%` (relative), or a number for a metric without unit. It is kept with one standard error to spare
+      max_drop: `0.5pt`, `0.5%` (relative), or a number for a metric without unit. It is kept with two standard errors to spare
         where that can be had.
       max_size: `60kB`, `1.5MB` or bytes.
       max_latency: `3ms`, `800us`: the median with one thread, on this machine.
@@ -211,28 +212,21 @@ class _Run:
 
 def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]:
     """Writes the samples: every fourth to calibrate on, the others to measure on; few go to both."""
-    files = [SampleFile(folder / name, given.names) for name in (trials.CALIBRATION, trials.MEASURING)]
-    everything: list[list[np.ndarray]] = []
-    for number, sample in enumerate(given):
-        everything += [sample] if number < FEW else []
-        calibrating = number % 4 == 0 and len(files[0].rows) < CALIBRATE
-        files[0 if calibrating else 1].add(sample)
-    total = len(files[0].rows) + len(files[1].rows)
-    if not total:
+    reader = iter(given)
+    head = list(islice(reader, FEW))
+    if not head:
         raise InputError("cannot tune", expected="at least one sample", got="an empty data set")
+    files = [SampleFile(folder / name, given.names) for name in (trials.CALIBRATION, trials.MEASURING)]
+    few = len(head) < FEW
+    for number, sample in enumerate(chain(head, reader)):
+        calibrating = number % 4 == 0 and len(files[0].rows) < CALIBRATE
+        for file in files if few else [files[0 if calibrating else 1]]:
+            file.add(sample)
     labels, notes = given.samples.labels, tuple(given.samples.notes)
-    if total < FEW:
-        files = [SampleFile(file.path, given.names) for file in files]
-        for file in files:
-            for sample in everything:
-                file.add(sample)
-        notes = (*notes, f"{total} samples are few: the same ones were calibrated and measured on")
-        files[0].finish(None)
-        files[1].finish(labels)
-        return (total, total), notes
-    if labels is not None:
-        taken = _measured_rows(files[0].rows, files[1].rows)
-        labels = labels[taken] if len(taken) == len(labels) else labels
+    if few:
+        notes = (*notes, f"{len(head)} samples are few: the same ones were calibrated and measured on")
+    elif labels is not None:
+        labels = labels[_measured_rows(files[0].rows, files[1].rows)]
     files[0].finish(None)
     files[1].finish(labels)
     return (len(files[0].rows), len(files[1].rows)), notes
@@ -443,7 +437,7 @@ class _Search:
         outcome = self.outcomes[chosen]
         if self.bounds.misses(outcome, self.latencies.get(chosen), spread=True):
             notes.append(
-                f"the bound on the drop is kept on these samples by less than its standard error ({outcome.spread:.2g}): "
+                f"the bound on the drop is kept on these samples by less than two standard errors ({outcome.spread:.2g}): "
                 "more samples would tell whether it holds"
             )
         failed = {o.failed for o in self.outcomes.values() if o.failed}
