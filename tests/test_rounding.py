@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CASES, Net, build
+from test_control_flow import recurrent
 
 from paring import InputError, Recipe, load, optimize
 from paring.compress import unfold
@@ -394,6 +395,20 @@ def test_encoded_rounding_stays_on_the_grid_of_nearest():
     np.testing.assert_allclose(found.grid.scale, plain.grid.scale, rtol=1e-5)
     assert (found.values != plain.values).any()
     assert np.abs(found.values).max() <= FORMS["int4"].high
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "int8"])
+def test_layers_inside_a_loop_are_rounded_by_what_every_iteration_reads(activations):
+    model, rng = recurrent(), np.random.default_rng(0)
+    data = (rng.normal(size=(40, 6, 1, 4)) @ rng.normal(size=(4, 16)) / 2).astype(np.float32)
+    said = {"weights": "int4", "activations": activations, "bias_correction": True}
+    made = {r: optimize(model, recipe(**said, rounding=r), data) for r in ("nearest", "gptq")}
+    rows = {row.name: row for row in made["gptq"].report.rows}
+    for name in ("input kernel", "recurrent kernel", "head"):
+        assert "int4" in rows[name].form
+        assert "nearest" not in rows[name].reason
+    errors = {r: next(iter(m.report.verification.difference.values())) for r, m in made.items()}
+    assert errors["gptq"] < 0.8 * errors["nearest"]
 
 
 def test_values_are_kept_in_a_file_and_the_folder_is_gone_afterwards():
