@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs
 from models import Net
 
 import paring
@@ -119,11 +121,11 @@ def test_operators_between_two_delegated_parts_are_told_apart(tmp_path):
     net = Net()
     x = net.input((1, 8), name="x")
     early = net.then("TANH", [x], (1, 8))
-    sines = net.then("SIN", [early], (1, 8))  # no kernel in XNNPACK
-    net.outputs = [net.then("ADD", [sines, early], (1, 8), ("AddOptions", {}))]
+    middle = net.then("LOG_SOFTMAX", [early], (1, 8), ("LogSoftmaxOptions", {}))  # no kernel in XNNPACK
+    net.outputs = [net.then("ADD", [middle, early], (1, 8), ("AddOptions", {}))]
     net.finish().save(tmp_path / "m.tflite")
     [model] = bench([tmp_path / "m.tflite"], **QUICK).models
-    assert model.paths == {"xnnpack": {"TANH": 1, "ADD": 1}, "builtin": {"SIN": 1}}
+    assert model.paths == {"xnnpack": {"TANH": 1, "ADD": 1}, "builtin": {"LOG_SOFTMAX": 1}}
 
 
 def test_without_data_samples_are_made_up_and_models_compared(int8):
@@ -168,27 +170,45 @@ def test_a_metric_object_serves(data):
 # -- SavedModel and Keras --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
-def test_saved_models_and_keras_files_are_measured_as_they_are(tensorflow, tmp_path):
-    pytest.importorskip("keras")
-    import keras
+BUILD = """
+import os, sys
+os.environ.update(KERAS_BACKEND="tensorflow", TF_CPP_MIN_LOG_LEVEL="3", CUDA_VISIBLE_DEVICES="-1")
+import keras, numpy as np
+L, here = keras.layers, sys.argv[1]
+a, b = keras.Input((8, 8, 1), name="a"), keras.Input((3,), name="b")
+flat = L.Flatten()(L.Conv2D(4, 3, activation="relu")(a))
+model = keras.Model({"b": b, "a": a}, [L.Dense(3)(L.Concatenate()([flat, b])), L.Dense(2)(b)])
+model.save(f"{here}/m.keras")
+model.export(f"{here}/saved", verbose=False)
+rng = np.random.default_rng(0)
+data = {"a": rng.normal(size=(12, 8, 8, 1)).astype("float32"), "b": rng.normal(size=(12, 3)).astype("float32")}
+np.savez(f"{here}/data.npz", **data, labels=np.asarray(model.predict_on_batch(data)[0]))
+"""
 
-    image = keras.Input((8, 8, 1), name="image")
-    flat = keras.layers.Flatten()(keras.layers.Conv2D(4, 3, activation="relu")(image))
-    model = keras.Model(image, keras.layers.Dense(3)(flat))
-    model.save(tmp_path / "m.keras")
-    model.export(tmp_path / "saved", verbose=False)
-    images = np.random.default_rng(0).normal(size=(12, 8, 8, 1)).astype(np.float32)
-    answers = np.asarray(model.predict(images, verbose=0))
-    found = bench([tmp_path / "saved", tmp_path / "m.keras"], (images, answers), metric="mse", **QUICK)
+
+@pytest.fixture(scope="module")
+def framework(tmp_path_factory) -> Path:
+    """A folder with a Keras file, the same as SavedModel, and data with the answers of the first output."""
+    if not all(importlib.util.find_spec(name) for name in ("tensorflow", "keras")):
+        needs("tensorflow", "TensorFlow or Keras is not installed; `pip install tensorflow-cpu keras`")
+    folder = tmp_path_factory.mktemp("framework")
+    done = subprocess.run([sys.executable, "-c", BUILD, str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.timeout(240)
+def test_saved_models_and_keras_files_are_measured_as_they_are(framework):
+    models, data = [framework / "saved", framework / "m.keras"], framework / "data.npz"
+    found = bench(models, data, metric="mse", **QUICK)
     saved, keras_file = found.models
     assert (saved.kind, keras_file.kind, found.against) == ("SavedModel", "Keras", "labels")
     assert saved.score.value < 1e-9
     assert keras_file.score.value < 1e-9
-    assert saved.bytes.value == sum(f.stat().st_size for f in (tmp_path / "saved").rglob("*") if f.is_file())
+    assert saved.bytes.value == sum(f.stat().st_size for f in (framework / "saved").rglob("*") if f.is_file())
     assert saved.paths["TensorFlow"]["Conv2D"] == 1
-    assert saved.paths["TensorFlow"]["MatMul"] == 1
-    assert keras_file.paths["Keras (tensorflow)"]["Dense"] == 1
+    assert saved.paths["TensorFlow"]["MatMul"] == 2
+    assert keras_file.paths["Keras (tensorflow)"]["Dense"] == 2
     assert saved.memory.value > saved.added > 0
     assert saved.latency[0].median_ms > 0
 
@@ -362,6 +382,27 @@ def test_memory_of_a_child_grows_with_what_it_holds():
         worker.load("model", model_path())
         worker.run("model", [load_digits()[1][:1]])
         assert worker.memory()[1] > peak >= now > 10e6
+
+
+REFUSING = """
+from paring.errors import UnsupportedError
+from paring.runtime.worker import Server, serve
+
+class Refusing(Server):
+    def limit(self, extra, threads):
+        return {}
+    def load(self, **_):
+        raise UnsupportedError("cannot load the custom class Own", where="m.keras")
+
+serve(Refusing())
+"""
+
+
+def test_what_the_child_finds_wrong_comes_as_the_same_error():
+    with Worker(threads=1, program=REFUSING) as worker:
+        with pytest.raises(paring.UnsupportedError, match=r"^cannot load the custom class Own for m\.keras\.$"):
+            worker.load("model", "m.keras")
+        assert worker.memory()[0] > 0
 
 
 def test_a_broken_model_is_refused_when_it_is_opened(tmp_path):

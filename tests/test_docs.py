@@ -53,7 +53,7 @@ def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind, text in blocks(page):
-        if kind == "yaml" and (name := re.match(r"# (\S+\.yaml)\n", text)):
+        if kind != "console" and (name := re.match(r"# (\S+\.(?:yaml|py))\n", text)):
             Path(name[1]).write_text(text, encoding="utf-8")
         elif kind == "python":
             subprocess.run([sys.executable, "-c", text], check=True, cwd=tmp_path, capture_output=True)

@@ -242,7 +242,7 @@ class BenchModel:
       kind: `tflite`, `SavedModel` or `Keras`.
       bytes: Size of the file, or of all files of a folder.
       zip: The same in a ZIP archive, deflate level 9.
-      zstd: The same after zstd, level 19.
+      zstd: The same after zstd, level 9.
       memory: Most bytes of a fresh process that loaded the model and ran one sample with one thread, libraries included.
       added: Bytes of that which came with the model, beyond what the process had before it.
       latency: With one thread, then with more.
