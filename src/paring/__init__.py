@@ -2,6 +2,7 @@
 
 from paring.errors import BoundError, InputError, ParingError, UnsupportedError
 from paring.formats import load
+from paring.measure.compare import compare
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
 
@@ -15,6 +16,7 @@ __all__ = [
     "Rule",
     "UnsupportedError",
     "__version__",
+    "compare",
     "load",
     "optimize",
 ]

@@ -50,9 +50,9 @@ def _root(
 
 def main() -> None:
     """Entry point: 0 done, 1 a bound was missed, 2 bad input or usage, 130 interrupted."""
-    from paring.cli import demo, inspect, optimize, quantize, recipes
+    from paring.cli import debug, demo, inspect, optimize, quantize, recipes
 
-    for command in (quantize, optimize, inspect, recipes, demo):
+    for command in (quantize, optimize, inspect, debug, recipes, demo):
         command.register(app)
     try:
         app(prog_name="paring")
