@@ -12,6 +12,7 @@ from paring.data import Feed, feeds
 from paring.errors import InputError
 from paring.formats import load
 from paring.formats.tflite.model import TfliteModel
+from paring.formats.tflite.sink import sink
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, TensorId
 from paring.measure.constants import weight_db, weight_histogram
@@ -63,7 +64,7 @@ def compare(
     >>> found.layers[found.ranking[0]].blame < found.layers[found.ranking[-1]].blame
     True
     """
-    models = load(source), load(optimized)
+    models = sink(load(source)), sink(load(optimized))
     graphs = view(models[0], densify=True), view(models[1], densify=True)
     pairs = _entries(models, graphs)
     matching = match(*graphs, [entry for _, entry in pairs])

@@ -169,8 +169,8 @@ def _check_common(pairs: Sequence[Pair], left: Sequence[Unit]) -> None:
     """Raises where what was matched cannot be the same model."""
     if not pairs:
         raise InputError(
-            "the models do not correspond", where=left[0].name if left else "their layers",
-            expected="a counterpart of this layer", got="no layer in common",
+            "the models do not correspond", where=f"layer {left[0].name}" if left else "their layers",
+            expected="a counterpart", got="no layer in common",
         )  # fmt: skip
     weighted = [p for p in pairs if p.source.family == "linear"]
     strange = [p for p in weighted if p.likeness is not None and p.likeness < _ALIKE]
@@ -239,9 +239,11 @@ class _Aligner:
         free = [[n for n in range(len(side.units)) if n not in done] for side, done in zip(
             self.sides, (self.image, self.origin), strict=True)]  # fmt: skip
         for i in free[0]:
-            same = [j for j in free[1] if j not in self.origin and b.units[j].elements == a.units[i].elements]
+            unit = a.units[i]
+            same = [j for j in free[1] if j not in self.origin and b.units[j].elements == unit.elements]
+            same = [j for j in same if (b.units[j].family == "linear") == (unit.family == "linear")]
             between = [j for j in same if self.surrounded(i, j)]
-            named = [j for j in same if b.units[j].name == a.units[i].name]
+            named = [j for j in same if b.units[j].name == unit.name]
             for found, how in ((between, POSITION), (named, NAME)):
                 if len(found) == 1 and not self.crosses(i, found[0]):
                     self.take(i, found[0], how)
@@ -344,12 +346,13 @@ class _Aligner:
 
     def futures(self, number: int, known: dict[object, int]) -> list[int]:
         """For each unit a number that stands for all that depends on it."""
-        side = self.sides[number]
+        side, graph = self.sides[number], self.graphs[number]
+        outputs = {side.origin.get(t, t) for t in graph.outputs}
         found = [0] * len(side.units)
         for place in range(len(side.units) - 1, -1, -1):
             unit = side.units[place]
             parts = sorted(found[n] for n in self.after[number][place])
-            ends = any(t in side.outputs for t in unit.results)
+            ends = any(t in outputs for t in unit.results)
             found[place] = known.setdefault(("future", self.local(unit), ends, *parts), len(known))
         return found
 

@@ -18,7 +18,9 @@ from paring.measure.units import Unit
 from paring.recipe import Recipe
 
 FINE = 20.0  # dB: noise a tenth as loud as the signal; where no layer is worse and none stands out, all is fine
-APART = 10.0  # dB below the median layer: more than layers of one scheme differ by themselves
+LOUD = 25.0  # dB: what is quieter harms nobody, however much it stands out
+APART = 10.0  # dB below the middle of the layers of the same form: more than they differ by themselves
+_FEW = 3  # layers of a form that have a middle of their own
 MOST = 5
 _SAME = 3.0  # dB within which one cause explains an error
 _WEIGHTS = 12.0  # dB that a product may lie below its weights, where their errors add up over a biased input
@@ -65,11 +67,10 @@ def verdict(layers: Sequence[Layer], units: Sequence[Unit | None], rounding: Seq
     """
     blames = {n: layer.blame for n, layer in enumerate(layers) if layer.blame is not None}
     ranking = tuple(sorted(blames, key=lambda n: (blames[n], n)))
-    noisy = sorted(b for b in blames.values() if b < EXACT)
-    if not noisy:
+    usual = _usual(layers, blames)
+    if not usual:
         return Verdict(ranking, (), {}, "")
-    middle = noisy[len(noisy) // 2]
-    culprits = tuple(n for n in ranking if blames[n] < middle - APART)[:MOST]
+    culprits = tuple(n for n in ranking if blames[n] < min(LOUD, usual[layers[n].form] - APART))[:MOST]
     if not culprits and blames[ranking[0]] < FINE:
         culprits = ranking[:1]
     readers = _readers(layers)
@@ -85,6 +86,19 @@ def verdict(layers: Sequence[Layer], units: Sequence[Unit | None], rounding: Seq
             found = units[reader]
             names.update(dict.fromkeys(op.name for op in found.ops) if found is not None else {})
     return Verdict(ranking, culprits, causes, "\n".join(_line(name) for name in names))
+
+
+def _usual(layers: Sequence[Layer], blames: Mapping[int, float]) -> dict[str, float]:
+    """By form, the middle of what its layers add; of all layers where a form has too few to have a middle."""
+    noisy = {n: blame for n, blame in blames.items() if blame < EXACT}
+    if not noisy:
+        return {}
+    found = {}
+    for form in {layers[n].form for n in blames}:
+        same = sorted(blame for n, blame in noisy.items() if layers[n].form == form)
+        same = same if len(same) >= _FEW else sorted(noisy.values())
+        found[form] = same[len(same) // 2]
+    return found
 
 
 def recipe_of(optimized: TfliteModel, source: TfliteModel) -> tuple[dict[str, Any] | None, dict[str, int], list[str]]:
@@ -118,9 +132,12 @@ def _cause(layer: Layer, by_grid: bool, blame: float) -> str:
         return "the steps of its result's grid are too coarse for it"
     if layer.weight_db is not None and layer.weight_db < blame + _WEIGHTS:
         return f"its stored weights keep only {layer.weight_db:.1f} dB"
-    if layer.native == "INPUT":
-        return ""
-    return "neither the grid of its result nor its weights explain it: what is left is its bias, or how it computes"
+    if layer.form.startswith("float32 x "):
+        return "its input is rounded at run time, and 8 bits are too few for it"
+    return (
+        "neither the grid of its result nor its weights alone explain it: look at its bias, and for channels of its input "
+        "that are much louder than the others"
+    )
 
 
 def _readers(layers: Sequence[Layer]) -> dict[int, list[int]]:

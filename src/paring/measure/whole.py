@@ -143,7 +143,7 @@ class Whole:
                 return kernels
             except RunError as why:
                 refused.append(why)
-        raise refused[0]
+        raise RunError(f"cannot run {model.path}", got=str(refused[0]))
 
     def _value(self, found: list[np.ndarray], which: int, tensor: TensorId) -> np.ndarray:
         """An output, as real numbers where it is on a grid."""
