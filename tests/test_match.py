@@ -231,6 +231,34 @@ def test_another_operator_in_the_same_place_is_matched_by_its_neighbours():
     assert [pair.how for pair in found.pairs if pair.source.name == "HARD_SWISH"] == ["position"]
 
 
+def test_without_weights_what_comes_before_and_behind_tells_branches_apart():
+    g = Drawing()
+    x = g.tensor("x", (1, WIDTH))
+    ends = []
+    for last in ("EXP", "NEG", "ABS"):
+        h = g.unary("TANH", g.unary("TANH", x, f"first {last}"), f"second {last}")
+        ends.append(g.unary(last, h, last))
+    graph = g.finish([x], [g.add(g.add(ends[0], ends[1], "add1"), ends[2], "add2")])
+    for seed in range(6):
+        other, old = renamed(reordered(graph, seed))
+        assert {a: old[b] for a, b in named(match(graph, other)).items()} == {op.name: op.name for op in graph.ops}
+
+
+def test_no_pair_turns_the_order_of_computation_round():
+    def chain(*labels: str) -> Graph:
+        g = Drawing()
+        x = h = g.tensor("x", (1, WIDTH))
+        for label in labels:
+            h = g.linear(label, h)
+        return g.finish([x], [h])
+
+    found = named(match(chain("a", "b", "c", "d"), chain("new", "a", "c", "b", "d", "newer")))
+    assert {"a": "a", "d": "d"}.items() <= found.items()
+    order = list(chain("new", "a", "c", "b", "d", "newer").producers().values())
+    places = [[op.name for op in order].index(name) for name in found.values()]
+    assert places == sorted(places) and len({"b", "c"} & found.keys()) == 1
+
+
 def test_inside_of_loops_layers_are_matched_where_the_loops_are():
     def model(first: int) -> Graph:
         g = Drawing()
