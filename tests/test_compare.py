@@ -234,11 +234,17 @@ def test_weights_and_bias_are_told_from_grids():
         copy = TfliteModel.parse(memoryview(model.to_bytes()))
         table = next(t for t in copy.subgraphs[0].tensors if t.name == name)
         values = copy.constant(table).view(np.float32).reshape(tuple(table.shape))
-        copy.root.buffers[table.buffer].data = np.ascontiguousarray(change(values), np.float32).view(np.uint8).reshape(-1)
+        copy.root.buffers[table.buffer].data = (
+            np.ascontiguousarray(change(values), np.float32).view(np.uint8).reshape(-1)
+        )
         return copy
 
     for name, change, said in (
-        ("w2", lambda w: np.rint(w / np.abs(w).max(1, keepdims=True)) * np.abs(w).max(1, keepdims=True), "stored weights"),
+        (
+            "w2",
+            lambda w: np.rint(w / np.abs(w).max(1, keepdims=True)) * np.abs(w).max(1, keepdims=True),
+            "stored weights",
+        ),
         ("b2", lambda b: b + 0.5, "look at its bias"),
     ):
         found = compare(model, int8(spoiled(name, change), statistics=seen), data)
@@ -327,7 +333,9 @@ def test_several_entries(tmp_path: Path):
     found = compare(model, made, str(data))
     assert {name.split("/")[0] for name in found.outputs} == {s.signature_key for s in model.root.signature_defs}
     made.root.signature_defs[1].signature_key = "other"
-    with pytest.raises(InputError, match=r"the models do not correspond for signature \w+: expected the same signature"):
+    with pytest.raises(
+        InputError, match=r"the models do not correspond for signature \w+: expected the same signature"
+    ):
         compare(model, made, str(data))
 
 

@@ -20,7 +20,7 @@ from paring.measure.cuts import Cut
 from paring.measure.noise import Growing, Noise
 from paring.runtime import RunError, Worker
 
-BUDGET = 256e6  # bytes of activations that are held at a time
+BUDGET = 256e6  # bytes of activations, and of the weights of layers run alone, that are held at a time
 Values = dict[TensorId, list[np.ndarray]]
 
 
@@ -82,8 +82,12 @@ class Watcher:
         part: list[Cut] = []
         size = 0.0
         for cut in cuts:
+            graph = self.sides[0].graph
             tensors = [*(a for a, _ in cut.results), *(a for _, a in cut.feeds), *cut.starts]
-            mine = 12.0 * sum(prod(max(1, d) for d in self.sides[0].graph.tensors[t].shape) for t in tensors)
+            mine = 12.0 * sum(prod(max(1, d) for d in graph.tensors[t].shape) for t in tensors)
+            if cut.pair is not None:  # alone, a layer brings its weights once more
+                constants = [graph.tensors[t].weight for op in cut.pair.source.ops for t in op.inputs if t is not None]
+                mine += 4.0 * sum(weight.size for weight in constants if weight is not None)
             if part and size + mine > BUDGET:
                 yield part
                 part, size = [], 0.0
