@@ -88,7 +88,8 @@ def sample(unit: Unit) -> np.ndarray | None:
     if axis is not None:
         values = np.moveaxis(values, axis, 0)
         values = values[_some(len(values))]
-    values = values.reshape(len(values) if axis is not None else 1, -1)
+    values = values.reshape(len(values) if axis is not None else 1, -1).astype(np.float64)
+    values[~np.isfinite(values)] = 0
     if unit.head.kind not in LINEAR:
         values = values - values.mean()
     values = values[:, _some(values.shape[1])]
@@ -120,7 +121,8 @@ def weight_db(graphs: tuple[Graph, Graph], source: Unit, optimized: Unit) -> flo
             return None
         for x, y in parts:
             signal += float(np.square(x, dtype=np.float64).sum())
-            noise += float(np.square(y - x, dtype=np.float64).sum())
+            with np.errstate(all="ignore"):  # what a broken file holds may be anything
+                noise += float(np.square(y.astype(np.float64) - x).sum())
     return decibel(signal, noise)
 
 
