@@ -2,9 +2,10 @@
 
 A random layer in the middle of each network is damaged; everything else is quantized as always. A damage that moves the
 layer's result by less than a tenth of its size (rounding weights that a large bias outweighs) makes nothing bad: another
-layer is drawn. What counts is the rank of the damaged layer. Beside it: its rank where layers are ordered by the mean square
-error over scale squared of the layer inside the whole model (what TensorFlow's QuantizationDebugger and the official
-quantizer's `validate` measure). Models are compared on samples that they were calibrated on: with random weights, other
+layer is drawn. What counts is the rank of the damaged layer. Beside it, from the same run, its rank where layers are ordered
+by what others measure: the mean square error over scale squared of a layer fed with the float input (TensorFlow's
+QuantizationDebugger), and signal to noise inside the whole model (the official quantizer's `validate`).
+Models are compared on samples that they were calibrated on: with random weights, other
 samples fall outside of the ranges of layers that nobody damaged.
 """
 
@@ -20,7 +21,6 @@ import io
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,8 +186,8 @@ def float_file(name: str, folder: Path) -> bytes:
     return path.read_bytes()
 
 
-def measure(name: str, network: Network, seed: int, figure: figures.Figures) -> Sequence[int]:
-    """The ranks of the damaged layers of one network."""
+def measure(name: str, network: Network, seed: int, figure: figures.Figures) -> list[tuple[int, int, int]]:
+    """The ranks of the damaged layers of one network: by blame, and by what others measure."""
     ranks = []
     for number, (damage, make) in enumerate(DAMAGES.items()):
         made = make(network, np.random.default_rng([seed, zoo.NAMES.index(name), number]))
@@ -200,18 +200,18 @@ def measure(name: str, network: Network, seed: int, figure: figures.Figures) -> 
         names = [found.layers[n].name for n in found.ranking]
         rank = names.index(op.name) + 1
         blames = [found.layers[n].blame for n in found.ranking]
-        plain = sorted(
-            (layer for layer in found.layers if layer.accumulated is not None and layer.accumulated.mse is not None),
-            key=lambda layer: -(layer.accumulated.mse or 0.0),
-        )
-        usual = [layer.name for layer in plain].index(op.name) + 1
+        alone = [layer for layer in found.layers if layer.own is not None and layer.own.mse is not None]
+        alone.sort(key=lambda layer: -layer.own.mse)
+        inside = [layer for layer in found.layers if layer.accumulated is not None]
+        inside.sort(key=lambda layer: layer.accumulated.snr_db)
+        others = [[layer.name for layer in order].index(op.name) + 1 for order in (alone, inside)]
         culprits = [found.layers[n].name for n in found.culprits]
         figure.row(
             f"seed {seed}", network=name, damage=damage, kind=op.native, layers=len(found.layers), rank=rank,
             blame_db=blames[rank - 1], next_db=blames[1 if rank == 1 else 0], named=op.name in culprits,
-            culprits=len(culprits), rank_by_mse=usual,
+            culprits=len(culprits), rank_own_mse=others[0], rank_snr_inside=others[1],
         )  # fmt: skip
-        ranks.append(rank)
+        ranks.append((rank, *others))
     return ranks
 
 
@@ -220,20 +220,23 @@ def main() -> int:
     figure = figures.Figures(
         "culprits",
         "static int8, one layer damaged on purpose; rank of that layer among all (1 is what it should be), what it adds in dB "
-        "and what the worst other layer adds; rank_by_mse orders by accumulated mean square error over scale squared.",
+        "and what the worst other layer adds; rank_own_mse and rank_snr_inside order by what other debuggers measure.",
     )
     with tempfile.TemporaryDirectory(prefix="culprits-") as temporary:
         folder = Path(args.keep or temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        ranks: dict[int, list[int]] = {int(seed): [] for seed in args.seeds.split(",")}
+        ranks: dict[int, list[tuple[int, int, int]]] = {int(seed): [] for seed in args.seeds.split(",")}
         for name in args.networks.split(","):
             network = Network(float_file(name, folder), zoo.samples(name, CALIBRATION))
             for seed in ranks:
                 ranks[seed] += measure(name, network, seed, figure)
     for seed, found in ranks.items():
-        first = sum(rank == 1 for rank in found)
-        figure.at_least(f"seed {seed}: damaged layers that are ranked first, of {len(found)}", first, len(found))
-        figure.row("ranked first", seed=seed, first=first, models=len(found), worst_rank=max(found))
+        first = [sum(rank[n] == 1 for rank in found) for n in range(3)]
+        figure.at_least(f"seed {seed}: damaged layers that are ranked first, of {len(found)}", first[0], len(found))
+        figure.row(
+            "ranked first", seed=seed, models=len(found), first=first[0], by_own_mse=first[1], by_snr_inside=first[2],
+            worst_rank=max(rank[0] for rank in found),
+        )  # fmt: skip
     return figure.finish(args.write)
 
 
