@@ -3,8 +3,10 @@
 from paring.errors import BoundError, InputError, ParingError, UnsupportedError
 from paring.formats import load
 from paring.measure.bench import bench
+from paring.measure.compare import compare
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
+from paring.tuning import Tuned, tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -14,9 +16,12 @@ __all__ = [
     "Recipe",
     "Result",
     "Rule",
+    "Tuned",
     "UnsupportedError",
     "__version__",
     "bench",
+    "compare",
     "load",
     "optimize",
+    "tune",
 ]

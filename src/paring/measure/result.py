@@ -58,8 +58,10 @@ class Layer:
       inputs: Indices of the layers it reads from.
       own: Error of the optimized layer alone, fed with the float input.
       accumulated: Error of its result inside the whole optimized model.
-      blame: What the layer itself adds, in dB (signal over noise of the median channel, its input's rounding charged to whoever
-        made the input): the ranking goes by this, the smallest first.
+      blame: What the layer itself adds, as signal over noise in dB: the optimized layer against the float layer, both
+        fed with the same values on the grids of the inputs, so that a bad grid is charged to the layer that made the
+        value. Of all values or of the median channel, whichever is worse; of a softmax all values. The ranking goes by
+        this, the smallest first.
       activation: Histogram of the float result.
       weights: Histogram of the float weights.
       weight_db: Signal to noise of the stored weights, in dB.
@@ -93,14 +95,16 @@ class Comparison:
       optimized: Path of the optimized one.
       samples: Samples compared on.
       given: False where the samples were made up.
-      layers: In topological order of the float model.
-      ranking: Indices of layers, the worst first.
+      layers: In topological order of the float model. Inputs that the optimized model stores on a grid come first, as
+        layers with the native name `INPUT`.
+      ranking: Indices of the layers that have a `blame`, the worst first.
       outputs: Accumulated error by output name.
       agreement: By output name, the share of samples with the same largest value.
       recipe: The recipe in the optimized file's metadata, None where it has none.
       exempt: Recipe lines (YAML) that exempt the culprits.
       unmatched: Operators of the optimized model without a counterpart, by name.
       notes: What to know of the whole.
+      culprits: Indices of the layers that stand clearly below the rest, the worst first; their `note` says why.
     """
 
     source: str
@@ -115,6 +119,7 @@ class Comparison:
     exempt: str = ""
     unmatched: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    culprits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
