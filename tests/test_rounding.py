@@ -475,7 +475,7 @@ def test_layers_inside_a_loop_are_rounded_by_what_every_iteration_reads(activati
 
 
 def branches_in_a_loop() -> TfliteModel:
-    """Three times x = relu(w x) or x = tanh(v x); the branches' subgraphs come before the loop's, as a converter may put them."""
+    """Three times x = relu(w x) or x = tanh(v x); the branches come before the loop's body in the file."""
     net, numbers = Net(), []
     x = net.input((2, 32), name="x")
     for seed, native in enumerate(("RELU", "TANH")):
