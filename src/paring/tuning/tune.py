@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from paring.calibrate import limits
 from paring.compress.quantize import Quantize
 from paring.data import feeds
 from paring.errors import BoundError, InputError
@@ -25,14 +27,14 @@ from paring.tuning import trial as trials
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.pool import Pool
-from paring.tuning.prepare import Run
+from paring.tuning.prepare import JOURNAL, Run, claim
 from paring.tuning.schemes import BASE, label_of, only, recipe_of, schemes
 from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import stored
 from paring.tuning.trial import Outcome
 
 STEPS_BACK = 8  # single layers made smaller again, at most
-ROUNDS = 15  # of latency
+ROUNDS, TOGETHER = 15, 6  # of latency, and how many candidates are timed side by side
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def tune(
       skip: Patterns of operators that stay float.
       executor: Runs the trials; a process here for each where None. Its workers must see `folder`.
       width: Trials under way at a time.
-      folder: Where measurements are kept; `OUTPUT.tune` where None. It is removed when the search is done.
+      folder: Where measurements are kept: a new folder, or that of an interrupted search; `OUTPUT.tune` where None. It is
+        removed when the search is done.
       overwrite: Whether `output` may exist.
       limit: At most so many samples.
       image_range: See `paring.optimize`.
@@ -111,9 +114,16 @@ def tune(
         raise InputError("there is nothing to tune for", todo="Say --max-drop, --max-size or --max-latency")
     offered = schemes(activations, rounding)
     work = Path(folder) if folder is not None else Path(f"{output}.tune")
-    run = Run.prepare(load(source), data, work, metric, labels, limit, image_range, offered, skip)
-    bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
-    journal = Journal(work / "journal.jsonl")
+    model = load(source)
+    claim(work)
+    try:
+        run = Run.prepare(model, data, work, metric, labels, limit, image_range, offered, skip)
+        bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
+    except BaseException:
+        if not (work / JOURNAL).exists():  # nothing was measured that another try could go on from
+            shutil.rmtree(work)
+        raise
+    journal = Journal(work / JOURNAL)
     with Pool(journal, executor, width=width, progress=run.step) as pool:
         run.pool, run.report = pool, progress
         search = _Search(run, offered, tuple(skip), bounds)
@@ -138,6 +148,7 @@ class _Search:
         self.float_ms: float | None = None
         self.swept: list[Sensitivity] = []
         self.options: dict[str, list[Option]] = {}
+        self.refused: Counter[str] = Counter()
 
     def recipe(self, allocation: Allocation) -> Recipe:
         return recipe_of(allocation, self.offered, self.skip, f"tuned {Path(self.run.model.path).stem}")
@@ -179,13 +190,15 @@ class _Search:
         natives = {op.name: op.native for op in self.run.graph.ops}
         for (layer, scheme), found in zip(pairs, self.run.try_all("sensitivity", recipes, scored=False), strict=True):
             if found.failed:
+                self.refused[found.failed] += 1
                 continue
             own = found.bytes - source
             self.options.setdefault(layer, []).append(Option(scheme, float(own), found.noise))
             decibel = -10 * float(np.log10(found.noise))
             self.swept.append(Sensitivity(layer, natives.get(layer, ""), scheme, decibel, own))
         if not self.options:
-            raise InputError("there is nothing to tune", where=self.run.model.path, got="no scheme works on any layer")
+            got = f"no scheme works on any layer ({next(iter(self.refused))})"
+            raise InputError("there is nothing to tune", where=self.run.model.path, got=got)
 
     def uniform(self, scheme: str) -> Allocation:
         """All layers under one scheme, or under int8 (the first they have) where they do not take it."""
@@ -248,17 +261,19 @@ class _Search:
         new = [a for a, o in self.outcomes.items() if a not in self.latencies and not o.failed]
         if not new:
             return
-        files = {label_of(a) + f" #{n}": self.run.trial(self.recipe(a), scored=True).file for n, a in enumerate(new)}
         (sample,) = feeds(self.run.model, stored(self.run.folder / trials.MEASURING, 1))[0].head(1)
-        with Worker(threads=1) as worker:
-            worker.load("float", self.run.folder / trials.FLOAT)
-            for name, file in files.items():
-                worker.load(name, file)
-            taken = worker.time(["float", *files], sample, rounds=ROUNDS)
-        if self.float_ms is None:
-            self.float_ms = taken["float"].median_ms
-        # Each time by its ratio to the float model beside it: the machine may be slower now than it was before.
-        self.latencies.update({a: self.float_ms * taken[n].ratio for a, n in zip(new, files, strict=True)})
+        for start in range(0, len(new), TOGETHER):
+            group = {f"candidate {n}": a for n, a in enumerate(new[start : start + TOGETHER])}
+            bounds = limits(*[self.run.model] * (1 + len(group)), sample=sample)
+            with Worker(bounds, threads=1) as worker:
+                worker.load("float", self.run.folder / trials.FLOAT)
+                for name, allocation in group.items():
+                    worker.load(name, self.run.trial(self.recipe(allocation), scored=True).file)
+                taken = worker.time(["float", *group], sample, rounds=ROUNDS)
+            if self.float_ms is None:
+                self.float_ms = taken["float"].median_ms
+            # Each time by its ratio to the float model beside it: the machine may be slower now than it was before.
+            self.latencies.update({a: self.float_ms * taken[name].ratio for name, a in group.items()})
 
     def nothing(self) -> BoundError:
         """What to say where no candidate keeps the bounds."""
@@ -295,6 +310,7 @@ class _Search:
                 f"the bound on the drop is kept on these samples by less than two standard errors ({outcome.spread:.2g}): "
                 "more samples would tell whether it holds"
             )
+        notes += [f"{count} layers cannot take a scheme: {why}" for why, count in self.refused.items()]
         failed = {o.failed for o in self.outcomes.values() if o.failed}
         notes += [f"some candidates could not be made: {why}" for why in sorted(failed)]
         before = Candidate("float", size, self.run.before.score, 0.0, {}, self.float_ms)
