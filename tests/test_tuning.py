@@ -29,6 +29,7 @@ from paring.tuning.limits import Limits
 from paring.tuning.search import Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import SampleFile, stored
 from paring.tuning.trial import Outcome, run
+from paring.tuning.tune import _Search as Search
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -117,11 +118,23 @@ def test_bounds_that_cannot_be_read_say_how_to_write_them(said, metric, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_a_drop_counts_with_its_spread_only_where_asked():
-    bounds, outcome = Limits(drop=1.0), Outcome(bytes=10, drop=0.8, spread=0.3)
-    assert bounds.misses(outcome, None, spread=False) == 0
-    assert bounds.misses(outcome, None, spread=True) == pytest.approx(0.4)
-    assert bounds.misses(Outcome(failed="no"), None, spread=False) == np.inf
+def test_misses_add_up_and_a_failed_candidate_misses_everything():
+    bounds, outcome = Limits(drop=1.0, size=10.0), Outcome(bytes=10, drop=0.8, spread=0.3)
+    assert bounds.misses(outcome, None) == 0
+    assert bounds.misses(outcome, None, drop=1.1) == pytest.approx(0.1)
+    assert bounds.misses(Outcome(bytes=15, drop=2.0), None) == pytest.approx(1.5)
+    assert bounds.misses(Outcome(failed="no"), None) == np.inf
+
+
+def test_a_lucky_candidate_counts_as_its_like():
+    """Ten models of the same noise lose 1 point on average; the one that lost nothing is not taken at its word."""
+    search = Search.__new__(Search)
+    search.outcomes = {(("a", str(n)),): Outcome(noise=0.01, drop=float(n % 3), spread=0.1) for n in range(9)}
+    lucky = search.outcomes["a", "0"] = Outcome(noise=0.01, drop=0.0, spread=0.1)
+    assert search.cautious(lucky) == pytest.approx(0.9 + 0.1)
+    calm = Outcome(noise=1e-4, drop=0.2, spread=0.1)  # nothing like it was measured
+    search.outcomes["b",] = calm
+    assert search.cautious(calm) == pytest.approx(0.3)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -31,6 +31,8 @@ from paring.tuning.search import Allocation, Option, first_right, ladder, pareto
 from paring.tuning.store import stored
 from paring.tuning.trial import Outcome
 
+ALIKE = 4.0  # candidates whose noise differs by less than this factor tell of each other's drop
+BELOW = 12  # candidates below the first one that kept the bound
 STEPS_BACK = 8  # single layers made smaller again, at most
 ROUNDS = 15  # of latency
 
@@ -83,7 +85,7 @@ def tune(
       data: Samples, with labels for metrics that need them. Every fourth, up to 256, is calibrated on.
       output: The .tflite file to write.
       metric: See `paring.measure.metrics.find_metric`; top1 where there are class labels, else mse against the float model.
-      max_drop: `0.5pt`, `0.5%` (relative), or a number for a metric without unit. It is kept with two standard errors to spare
+      max_drop: `0.5pt`, `0.5%` (relative), or a number for a metric without unit. It is kept with a standard error to spare
         where that can be had.
       max_size: `60kB`, `1.5MB` or bytes.
       max_latency: `3ms`, `800us`: the median with one thread, on this machine.
@@ -155,8 +157,10 @@ class _Search:
         if self.bounds.drop is not None:
             width = max(2, self.run.pool.width if self.run.pool is not None else 1)
             first = first_right(len(rungs), lambda places: self.right([rungs[p] for p in places]), width)
-            if first is not None:
-                self.measure(rungs[max(0, first - 2) : first + 2])
+            # Errors only nearly add up, so a smaller one may keep the bound too: some of those below, and a neighbour.
+            below = range(len(rungs) if first is None else first)
+            places = {round(p) for p in np.linspace(0, max(0, len(below) - 1), min(BELOW, len(below)))}
+            self.measure([rungs[p] for p in sorted(places)] + ([] if first is None else rungs[first : first + 2]))
         else:  # the best that fits: the most exact ones first
             fitting = [r for r in rungs if self.bounds.size is None or self.bytes(r) <= self.bounds.size]
             self.measure(fitting[-4:])
@@ -212,14 +216,28 @@ class _Search:
         """Which keep the bounds on the drop."""
         self.measure(allocations)
         drop = Limits(drop=self.bounds.drop)
-        return [drop.misses(self.outcomes[a], None, spread=True) == 0 for a in allocations]
+        return [drop.misses(self.outcomes[a], None, self.cautious(self.outcomes[a])) == 0 for a in allocations]
+
+    def cautious(self, outcome: Outcome) -> float | None:
+        """The drop to reckon with on other data: one standard error above the measured one, or above what candidates
+        with about as noisy an output lose for their noise, if that is more. The lucky one among many must not win."""
+        if outcome.failed or outcome.drop is None:
+            return None
+        like = [
+            o for o in self.outcomes.values()
+            if o.drop is not None and not o.failed and 1 / ALIKE <= o.noise / outcome.noise <= ALIKE
+        ]  # fmt: skip
+        noise = sum(o.noise for o in like)
+        expected = outcome.noise * sum(o.drop or 0.0 for o in like) / noise if noise else outcome.drop
+        return max(outcome.drop, expected) + (outcome.spread or 0.0)
 
     def best(self) -> Allocation | None:
         """The smallest that keeps all bounds (the best in score where the drop is not bound), None where none does."""
-        for spread in (True, False):
+        for careful in (True, False):
             right = [
-                a for a, o in self.outcomes.items() if not self.bounds.misses(o, self.latencies.get(a), spread=spread)
-            ]
+                a for a, o in self.outcomes.items()
+                if not self.bounds.misses(o, self.latencies.get(a), self.cautious(o) if careful else None)
+            ]  # fmt: skip
             if right and self.bounds.drop is not None:
                 return min(right, key=lambda a: self.outcomes[a].bytes)
             if right:
@@ -266,7 +284,7 @@ class _Search:
         if not known:
             why = next(iter(self.outcomes.values())).failed
             return BoundError("no candidate could be made", where=self.run.model.path, got=why)
-        near = min(known, key=lambda a: self.bounds.misses(known[a], self.latencies.get(a), spread=False))
+        near = min(known, key=lambda a: self.bounds.misses(known[a], self.latencies.get(a)))
         found, unit = known[near], f" {self.run.metric.unit}" if self.run.metric.unit else ""
         time_said = f", {self.latencies[near]:.3g} ms" if near in self.latencies else ""
         return BoundError(
@@ -290,10 +308,10 @@ class _Search:
         size = (self.run.folder / trials.FLOAT).stat().st_size
         notes = list(self.run.notes)
         outcome = self.outcomes[chosen]
-        if self.bounds.misses(outcome, self.latencies.get(chosen), spread=True):
+        if self.bounds.misses(outcome, self.latencies.get(chosen), self.cautious(outcome)):
             notes.append(
-                f"the bound on the drop is kept on these samples by less than two standard errors ({outcome.spread:.2g}): "
-                "more samples would tell whether it holds"
+                f"the bound on the drop is kept on these samples, with less than a standard error ({outcome.spread:.2g}) to "
+                "spare: more samples would tell whether it holds"
             )
         failed = {o.failed for o in self.outcomes.values() if o.failed}
         notes += [f"some candidates could not be made: {why}" for why in sorted(failed)]
