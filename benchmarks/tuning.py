@@ -17,8 +17,8 @@ def main() -> int:
     args = figures.arguments(__doc__, images=2000, calibration=4000)
     figure = figures.Figures(
         "tuning",
-        f"ResNet8, --max-drop 1pt, tuned on {args.calibration} CIFAR-10 training images (JPEG), twice: every fourth, up to 256, "
-        f"calibrated on, the others measured on; judged on {args.images} test images. Drops in points.",
+        f"ResNet8, --max-drop 1pt, tuned on {args.calibration} CIFAR-10 training images (JPEG), twice: every fourth, up to "
+        f"256, calibrated on, the others measured on; judged on {args.images} test images. Drops in points.",
     )
     test, labels = cifar.images("test", args.images), cifar.labels("test", args.images)
     train, answers = cifar.images("train", 2 * args.calibration), cifar.labels("train", 2 * args.calibration)
