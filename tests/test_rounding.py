@@ -3,6 +3,7 @@ behind quantized layers against the file that is written."""
 
 from __future__ import annotations
 
+import gc
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from paring.data import feeds
 from paring.demo import load_digits, model_path
 from paring.formats.tflite.view import view
 from paring.replay import Replay
-from paring.runtime import Worker
+from paring.runtime import RunError, Worker
 from paring.solve import solve
 from paring.verify import verify
 
@@ -183,6 +184,36 @@ def test_loss_is_the_mean_square_output_error():
     error, x = rng.normal(size=(3, 8)).astype(np.float32), rng.normal(size=(50, 8)).astype(np.float32)
     expected = np.square(x @ error.T).mean(axis=0)
     np.testing.assert_allclose(dense_gram(x, x, 3).loss(error)[0], expected, rtol=1e-4)
+
+
+def test_inputs_that_never_change_leave_the_weights_where_they_are():
+    """One sample has no variance; what is left of it is the rounding of float32 sums."""
+    rng = np.random.default_rng(6)
+    weight, x = rng.normal(size=(5, 40)).astype(np.float32), np.repeat(rng.normal(size=(1, 40)), 7, axis=0) + 3
+    gram = dense_gram(x.astype(np.float32), (x + 0.1).astype(np.float32), 5).centered()
+    np.testing.assert_allclose(gram.retarget(weight, 0.01), weight, rtol=0.05, atol=0.05)
+    scale = np.abs(weight).max(axis=1, keepdims=True)[None] / 7
+    for rounder in ROUNDERS.values():
+        codes = rounder(weight[None], gram.damped(0.01), scale, -7, 7)[0]
+        assert (codes == np.rint(weight / scale[0])).mean() > 0.95
+
+
+@pytest.mark.parametrize("share", [1e-3, 1e-12])
+def test_any_damping_leaves_something_to_work_with(share):
+    """Three directions in forty inputs of very unlike size, summed in float32."""
+    rng = np.random.default_rng(7)
+    x = (rng.normal(size=(90, 3)) @ rng.normal(size=(3, 40)) * np.logspace(-4, 4, 40)).astype(np.float32)
+    second = dense_gram(x, x, 2).damped(share)
+    assert np.linalg.eigvalsh(second[0]).min() > 0
+    weight = rng.normal(size=(1, 2, 40))
+    assert np.abs(gptq(weight, second, np.abs(weight).max(axis=2, keepdims=True) / 7, -7, 7)).max() <= 7
+
+
+def test_sums_that_overflow_are_no_moments():
+    total = GramSum(Unfolding("dense", (2, 4)), 10, seed=0)
+    for _ in range(2):
+        total.update(np.full((3, 4), 1e30, np.float32), np.full((3, 4), -1e30, np.float32))
+    assert total.finish() is None
 
 
 # -- unfolding -------------------------------------------------------------------------------------------------------
@@ -352,6 +383,37 @@ def test_rounding_works_in_blocks_too():
     assert any(row.form == "dynamic-int4-block" for row in made["gptq"].report.rows)
 
 
+@pytest.mark.parametrize("border", ["int8", "uint8", "int16"])
+def test_integer_inputs_are_read_on_their_grid(border):
+    model, data = three_layers()
+    said = {"weights": "int4", "activations": "int16" if border == "int16" else "int8", "rounding": "gptq"}
+    made = {b: optimize(model, replace(recipe(**said), inputs=b), data) for b in ("float32", border)}
+    assert [t.dtype for t in map(made[border].model.graph.tensors.get, made[border].model.graph.inputs)] == [border]
+    errors = [next(iter(m.report.verification.difference.values())) for m in made.values()]
+    assert errors[0] == pytest.approx(errors[1], rel=0.1)
+
+
+def test_integer_inputs_of_a_loop_are_read_on_their_grid():
+    data = (np.random.default_rng(0).normal(size=(12, 6, 1, 16))).astype(np.float32)
+    made = optimize(
+        recurrent(), replace(recipe(weights="int8", activations="int8", rounding="gptq"), inputs="int8"), data
+    )
+    assert not any("nearest" in row.reason for row in made.report.rows)
+    assert next(iter(made.report.verification.difference.values())) < 0.1
+
+
+@pytest.mark.parametrize("rounding", ["gptq", "adaround"])
+def test_one_sample_is_enough(rounding):
+    model, data = three_layers()
+    said = {"weights": "int4", "activations": "dynamic", "range": "mse", "bias_correction": True}
+
+    def difference(how: str) -> float:
+        made = optimize(model, recipe(**said, rounding=how), data[:1], verified=False).model
+        return next(iter(verify(model, load(made.to_bytes()), feeds(model, data[1:])).difference.values()))
+
+    assert difference(rounding) < 1.5 * difference("nearest")
+
+
 def test_without_data_it_is_refused_and_says_what_to_do():
     with pytest.raises(InputError, match=r"rounding gptq needs data.*--data"):
         optimize(model_path(), recipe(weights="int4", rounding="gptq"))
@@ -419,3 +481,19 @@ def test_values_are_kept_in_a_file_and_the_folder_is_gone_afterwards():
         solve(made.plan, made.statistics, replay)
         assert folder.exists()
     assert not folder.exists()
+
+
+def test_a_model_that_fails_on_the_way_leaves_no_file_open(monkeypatch):
+    model, data = three_layers()
+    made = optimize(model, recipe(weights="int4", rounding="gptq"), data, verified=False)
+
+    def refuse(*_: object) -> None:
+        raise RunError("no")
+
+    monkeypatch.setattr(Worker, "run_many", refuse)
+    replay = Replay(model, made.plan.graph, made.plan, feeds(model, data))
+    with pytest.raises(RunError), replay:
+        solve(made.plan, made.statistics, replay)
+    del made
+    gc.collect()  # pytest turns the warning of a file that nobody closed into an error
+    assert not Path(replay._folder.name).exists()

@@ -6,6 +6,7 @@ kept, of both models and of every sample, in a file: what lies before is not run
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from paring.data import Feed
 from paring.decision import Decision, Plan
 from paring.edits import Edit
 from paring.errors import UnsupportedError
+from paring.findings import fit
 from paring.formats.tflite.apply import apply
 from paring.formats.tflite.constants import quantization_of
 from paring.formats.tflite.extract import extract
@@ -100,7 +102,7 @@ class Replay:
         }
         self.makers = {tensor: op.id[1] for op in graph.ops for tensor in op.outputs}
         self.done = 0
-        self._folder = tempfile.TemporaryDirectory(prefix="paring-")
+        self._folder, self._files = tempfile.TemporaryDirectory(prefix="paring-"), contextlib.ExitStack()
         self._worker: Worker | None = None
 
     def __enter__(self) -> Replay:
@@ -109,9 +111,7 @@ class Replay:
     def __exit__(self, *_: object) -> None:
         if self._worker is not None:
             self._worker.close()
-        for walk in self.walks.values():
-            if walk.frontier is not None:
-                walk.frontier.close()
+        self._files.close()
         self._folder.cleanup()
 
     def gram(
@@ -157,7 +157,7 @@ class Replay:
         """Moves the frontier to before operator `position`, running what lies between."""
         number = walk.feed.subgraph
         if walk.frontier is None:
-            walk.frontier = self._start(walk)
+            walk.frontier = self._start(walk, changed)
         if position == walk.place:
             return
         old = walk.frontier
@@ -183,15 +183,16 @@ class Replay:
         old.close()
         walk.frontier, walk.place = new, position
 
-    def _start(self, walk: _Walk) -> _Frontier:
+    def _start(self, walk: _Walk, changed: TfliteModel) -> _Frontier:
         """The model's inputs. An integer border is read on its grid, as it will be."""
         number = walk.feed.subgraph
         inputs = [(number, int(i)) for i in self.model.subgraphs[number].inputs]
+        grids = [_grid(changed, _placed(changed, tensor)) for tensor in inputs]
         frontier = self._open(inputs, 0)
         size = 0
         for sample in walk.feed:
-            for file in frontier.files:
-                send(file, {}, sample)
+            send(frontier.files[0], {}, sample)
+            send(frontier.files[1], {}, [_codes(x, grid) for x, grid in zip(sample, grids, strict=True)])
             frontier.samples += 1
             size = size or self._size(number, sample)
             if frontier.samples >= min(self.samples, max(8, STORE // max(1, size))):
@@ -205,8 +206,10 @@ class Replay:
         return 2 * (sum(sizes[:3]) + sum(value.nbytes for value in sample))
 
     def _open(self, tensors: list[TensorId], samples: int) -> _Frontier:
-        files = tuple(tempfile.TemporaryFile(dir=self._folder.name) for _ in range(2))  # noqa: SIM115
-        return _Frontier(tensors, cast("tuple[BinaryIO, BinaryIO]", files), samples)
+        files = [tempfile.TemporaryFile(dir=self._folder.name) for _ in range(2)]  # noqa: SIM115
+        for file in files:
+            self._files.enter_context(file)  # closed at the end, whatever happens on the way
+        return _Frontier(tensors, cast("tuple[BinaryIO, BinaryIO]", tuple(files)), samples)
 
     def _live(self, number: int, position: int, last: int) -> list[TensorId]:
         """What operators from `position` to `last` read and no one among them makes."""
@@ -264,7 +267,8 @@ class Replay:
             for name, program in programs.items():
                 worker.load_program(name, program)
             for sample in walk.feed.head(self._count(source[0])):
-                before, after = (worker.collect(name, sample) for name in models)
+                before = worker.collect("float", sample)
+                after = worker.collect("changed", fit(sample, changed, number))
                 for x, seen in zip(before[0], after[0], strict=False):
                     if x.shape == seen.shape:
                         yield x, seen
@@ -293,9 +297,16 @@ def _read(values: np.ndarray, made: Quantization | None, grid: Quantization | No
             return values
     if grid is None:
         return np.asarray(values, np.float32)
+    return decode(_codes(values, grid), grid)
+
+
+def _codes(values: np.ndarray, grid: Quantization | None) -> np.ndarray:
+    """Real numbers on a grid; without one, and what is no real number, as they are."""
+    if grid is None or values.dtype.kind != "f":
+        return values
     low, high = LEVELS[grid.dtype]
     codes = np.rint(values.astype(np.float64) / float(grid.scale[0])) + int(grid.zero_point[0])
-    return decode(np.clip(codes, low, high), grid)
+    return np.clip(codes, low, high).astype(grid.dtype)
 
 
 __all__ = ["Replay"]

@@ -8,6 +8,8 @@ import numpy as np
 
 from paring.compress.unfold import Unfolding
 
+BLUR = 1e-4  # of an input's power: below, what float32 sums leave of a variance is their own rounding
+
 
 @dataclass(frozen=True)
 class Gram:
@@ -30,17 +32,32 @@ class Gram:
     rows: int = 0
 
     def centered(self) -> Gram:
-        """Covariances instead: what is left to lose where the bias takes the mean error away."""
+        """Covariances instead: what is left to lose where the bias takes the mean error away.
+
+        `BLUR` of each input's power stays, so that inputs that hardly change (of one sample alone, none does) keep weights near
+        what they were instead of following noise.
+        """
+        blur = BLUR * np.einsum("gkk->gk", self.second)[..., None] * np.eye(self.second.shape[-1])
         second = self.second - self.mean[..., :, None] * self.mean[..., None, :]
         cross = self.cross - self.mean[..., :, None] * self.mean_float[..., None, :]
-        return replace(self, second=second, cross=cross)
+        return replace(self, second=second + blur, cross=cross + blur)
 
     def damped(self, damping: float) -> np.ndarray:
-        """`second` with a share of its mean diagonal added to it, so that it can be inverted; dead inputs get 1."""
+        """`second` with a share of its mean diagonal added, so that it is positive definite; dead inputs get 1.
+
+        Where that share is lost in the rounding of the sums, it is ten times as much, and so on.
+        """
         diagonal = np.einsum("gkk->gk", self.second)
-        added = damping * diagonal.mean(axis=-1, keepdims=True)
-        added = np.where(diagonal + added > 0, added, 1.0)
-        return self.second + added[..., None] * np.eye(self.second.shape[-1])
+        while True:
+            added = damping * diagonal.mean(axis=-1, keepdims=True)
+            added = np.where(diagonal + added > 0, added, 1.0)
+            held = self.second + added[..., None] * np.eye(self.second.shape[-1])
+            try:
+                np.linalg.cholesky(held)
+            except np.linalg.LinAlgError:
+                damping *= 10
+            else:
+                return held
 
     def retarget(self, weight: np.ndarray, damping: float) -> np.ndarray:
         """The weights that give the float model's outputs from x': least squares, drawn to `weight` by the damping.
@@ -88,11 +105,12 @@ class GramSum:
             found.append(patches)
         a, b = found
         turned = np.swapaxes(b, -1, -2)
-        parts = [turned @ b, turned @ a, b.sum(axis=1), a.sum(axis=1)]
-        if not self.sums:
-            self.sums = [np.zeros(part.shape, np.float64) for part in parts]
-        for place, part in enumerate(parts):
-            self.sums[place] += part
+        with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what is not finite
+            parts = [turned @ b, turned @ a, b.sum(axis=1, dtype=np.float64), a.sum(axis=1, dtype=np.float64)]
+            if not self.sums:
+                self.sums = [np.zeros(part.shape, np.float64) for part in parts]
+            for place, part in enumerate(parts):
+                self.sums[place] += part
         self.samples, self.rows = self.samples + 1, self.rows + count
 
     def finish(self) -> Gram | None:

@@ -59,7 +59,8 @@ def gptq(
     step = np.take_along_axis(step, order[:, None, :], axis=2)
     turned = np.take_along_axis(second, order[:, :, None], axis=1)
     turned = np.take_along_axis(turned, order[:, None, :], axis=2)
-    upper = np.swapaxes(np.linalg.cholesky(np.linalg.inv(turned)), -1, -2)
+    # Turned around, the Cholesky factor of H itself is U^-1: its inverse is as exact as the square root of H allows.
+    upper = np.linalg.inv(np.linalg.cholesky(turned[:, ::-1, ::-1]))[:, ::-1, ::-1]
     codes = np.empty(weight.shape, np.int8)
     for start in range(0, count, BLOCK):
         stop = min(start + BLOCK, count)
