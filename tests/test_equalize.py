@@ -120,6 +120,24 @@ def test_dead_channels_are_left_alone(tmp_path):
     np.testing.assert_array_equal(values[graph.ops[1].inputs[1]][:, 0], [5, 7])
 
 
+@pytest.mark.parametrize("size", [1e-4, 1e-8, 1e-30])
+def test_a_channel_that_is_nearly_dead_does_not_take_the_grid_from_the_others(size):
+    rng, net = np.random.default_rng(0), Net()
+    first, bias = rng.normal(size=(16, 24)).astype(np.float32) / 5, np.abs(rng.normal(size=16)).astype(np.float32)
+    first[3] *= np.float32(size)
+    relu, x = ("FullyConnectedOptions", {"fused_activation_function": 1}), net.input((1, 24), name="x")
+    hidden = net.then("FULLY_CONNECTED", [x, net.constant(first), net.constant(bias)], (1, 16), relu, "a")
+    second = net.constant((rng.normal(size=(8, 16)) / 4).astype(np.float32))
+    net.outputs.append(net.then("FULLY_CONNECTED", [hidden, second, -1], (1, 8), ("FullyConnectedOptions", {}), "b"))
+    recipe = Recipe.load({"version": 1, "rules": [{"kind": "*", "apply": {"quantize": {"activations": "int8"}}}]})
+    data = rng.normal(size=(40, 1, 24)).astype(np.float32)
+    plain, evened = (
+        optimize(net.finish(), replace(recipe, equalize=e), data).report.verification.difference["b"]
+        for e in (False, True)
+    )
+    assert evened < 2 * plain
+
+
 def test_what_does_not_allow_it_is_left_with_the_reason():
     assert equalize(view(chain(activation=3))).left == {
         "an activation with a fixed point follows": 3, "it ends the model": 1,

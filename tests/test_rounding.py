@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import CASES, Net, build
-from test_control_flow import recurrent
+from test_control_flow import Body, add, dense, loop, recurrent, step, until, weights
 
 from paring import InputError, Recipe, load, optimize
 from paring.compress import unfold
@@ -25,6 +25,7 @@ from paring.compress.rounding import ROUNDERS, adaround, gptq
 from paring.compress.unfold import Unfolding
 from paring.data import feeds
 from paring.demo import load_digits, model_path
+from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.view import view
 from paring.replay import Replay
 from paring.runtime import RunError, Worker
@@ -469,6 +470,53 @@ def test_layers_inside_a_loop_are_rounded_by_what_every_iteration_reads(activati
     for name in ("input kernel", "recurrent kernel", "head"):
         assert "int4" in rows[name].form
         assert "nearest" not in rows[name].reason
+    errors = {r: next(iter(m.report.verification.difference.values())) for r, m in made.items()}
+    assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+def branches_in_a_loop() -> TfliteModel:
+    """Three times x = relu(w x) or x = tanh(v x); the branches come before the loop's body in the file."""
+    net, numbers = Net(), []
+    x = net.input((2, 32), name="x")
+    for seed, native in enumerate(("RELU", "TANH")):
+        branch = Body(net, native.lower())
+        given = branch.input((2, 32))
+        made = dense(branch, given, branch.constant(weights(32, 32, seed=seed)), (2, 32), f"{branch.graph.name} kernel")
+        numbers.append(branch.close(branch.then(native, [made], (2, 32))))
+    cond = until(net, "cond", 3, (2, 32))
+    body, counter, following = step(net, "body")
+    given, first = body.input((2, 32)), body.tensor((), "bool")
+    body.op("LESS", [counter, body.constant(np.int32(1))], [first], ("LessOptions", {}))
+    chosen = body.tensor((2, 32), name="chosen")
+    options = {"then_subgraph_index": numbers[0], "else_subgraph_index": numbers[1]}
+    body.op("IF", [first, given], [chosen], ("IfOptions", options))
+    number = body.close(following, chosen)
+    net.outputs = [loop(net, cond, number, [net.constant(np.int32(0)), x], [(2, 32)], "loop")[1]]
+    return net.finish()
+
+
+def remembering() -> TfliteModel:
+    """A resource variable is written, and read again behind the layer that makes its value."""
+    net = Net()
+    x, handle = net.input((2, 32), name="x"), net.tensor((), "resource")
+    net.op("VAR_HANDLE", [], [handle], ("VarHandleOptions", {"container": "", "shared_name": "state"}))
+    y = dense(net, x, net.constant(weights(32, 32)), (2, 32), "in")
+    net.op("ASSIGN_VARIABLE", [handle, y], [], ("AssignVariableOptions", {}))
+    read = net.tensor((2, 32), name="read")
+    net.op("READ_VARIABLE", [handle], [read], ("ReadVariableOptions", {}))
+    z = dense(net, add(net, read, x, (2, 32)), net.constant(weights(32, 32, seed=1)), (2, 32), "middle")
+    net.outputs = [dense(net, z, net.constant(weights(16, 32)), (2, 16), "out")]
+    return net.finish()
+
+
+@pytest.mark.parametrize("make", [branches_in_a_loop, remembering])
+@pytest.mark.parametrize("activations", ["dynamic", "int8"])
+def test_branches_in_loops_and_variables_are_walked_through(make, activations):
+    rng = np.random.default_rng(0)
+    data = (rng.normal(size=(40, 2, 5)) @ rng.normal(size=(5, 32)) / 2).astype(np.float32)
+    said = {"weights": "int4", "activations": activations, "bias_correction": True}
+    made = {r: optimize(make(), recipe(**said, rounding=r), data) for r in ("nearest", "gptq")}
+    assert not any("nearest" in row.reason for row in made["gptq"].report.rows)
     errors = {r: next(iter(m.report.verification.difference.values())) for r, m in made.items()}
     assert errors["gptq"] < 0.8 * errors["nearest"]
 

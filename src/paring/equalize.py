@@ -20,6 +20,7 @@ KINDS = ("conv2d", "depthwise_conv2d", "dense", "conv2d_transpose")
 THROUGH = ("relu", "leaky_relu", "prelu", "max_pool2d", "average_pool2d")
 _FUSED = (0, 1)  # no activation, ReLU
 SWEEPS, SETTLED = 30, 1e-3  # chains of layers: again and again until no scale moves by more
+BIASED = 100.0  # times its largest weight: a channel with more bias than that says little but its bias
 
 
 @dataclass(frozen=True)
@@ -83,10 +84,15 @@ def equalize(graph: Graph) -> Equalized:
 
 
 def _balance(first: _Side, second: _Side, values: dict[TensorId, np.ndarray]) -> float:
-    """Equalizes one pair in place -> the largest logarithm of a scale."""
+    """Equalizes one pair in place -> the largest logarithm of a scale.
+
+    A channel that is nearly dead would get a bias that fills the grid of all activations, so that its bias counts too.
+    """
     out = np.moveaxis(values[first.weight], first.use.axis or 0, 0)
     into = _inputs(second, values[second.weight])
     reach_out = np.abs(out).reshape(len(out), -1).max(axis=1)
+    if first.bias is not None:
+        reach_out = np.where(reach_out > 0, np.maximum(reach_out, np.abs(values[first.bias]) / BIASED), 0.0)
     reach_in = np.abs(into).reshape(len(out), -1).max(axis=1)
     alive = (reach_out > 0) & (reach_in > 0) & np.isfinite(reach_out) & np.isfinite(reach_in)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -67,6 +67,7 @@ class _Walk:
 
     feed: Feed
     last: int
+    start: _Frontier | None = None
     frontier: _Frontier | None = None
     place: int = 0
 
@@ -101,6 +102,7 @@ class Replay:
             feed.subgraph: _Walk(feed, max((p for s, p in asking if s == feed.subgraph), default=-1)) for feed in feeds
         }
         self.makers = {tensor: op.id[1] for op in graph.ops for tensor in op.outputs}
+        self.remembering = {tensor.id[0] for tensor in graph.tensors.values() if tensor.dtype == "resource"}
         self.done = 0
         self._folder, self._files = tempfile.TemporaryDirectory(prefix="paring-"), contextlib.ExitStack()
         self._worker: Worker | None = None
@@ -154,14 +156,18 @@ class Replay:
     # -- the entry: a frontier that moves on -----------------------------------------------------------------------
 
     def _advance(self, walk: _Walk, position: int, changed: TfliteModel) -> None:
-        """Moves the frontier to before operator `position`, running what lies between."""
+        """Moves the frontier to before operator `position`, running what lies between.
+
+        Where variables are written and read, a slice from the middle would not know what they hold: it begins at the inputs.
+        """
         number = walk.feed.subgraph
-        if walk.frontier is None:
-            walk.frontier = self._start(walk, changed)
+        if walk.start is None or walk.frontier is None:
+            walk.start = walk.frontier = self._start(walk, changed)
         if position == walk.place:
             return
-        old = walk.frontier
-        wanted = self._live(number, position, walk.last)
+        whole = number in self.remembering
+        old = walk.start if whole else walk.frontier
+        wanted = self._live(number, position, position if whole else walk.last)
         made = [t for t in wanted if t not in old.tensors]
         kept = [old.tensors.index(t) for t in wanted if t in old.tensors]
         new = self._open([*made, *(t for t in wanted if t in old.tensors)], old.samples)
@@ -180,7 +186,8 @@ class Replay:
             results = worker.run_many(name, given) if made else repeat([])
             for found, values in zip(results, again, strict=False):
                 send(new.files[side], {}, [*found, *(values[i] for i in kept)])
-        old.close()
+        if not whole or walk.frontier is not walk.start:
+            walk.frontier.close()
         walk.frontier, walk.place = new, position
 
     def _start(self, walk: _Walk, changed: TfliteModel) -> _Frontier:

@@ -122,12 +122,15 @@ class _Solver:
     def run(self) -> Solution:
         grids = {dtype: self.grids(dtype) for dtype in ("int8", "int16")}
         self.bordering = self.borders(grids)
-        for decision in self.plan.decisions:
+        # Loops and branches first: the borders of their bodies are integer from the first edit on.
+        for decision in sorted(self.plan.decisions, key=lambda d: not d.op.ties):
             if decision.mode == STATIC and decision.activations:
                 self.edits.append(self.static(decision, grids[decision.activations]))
             elif decision.mode in (DYNAMIC, WEIGHT_ONLY):
                 self.edits.append(self.weights_only(decision))
-        return Solution(tuple(self.edits), self.bordering, self.notes, self.beyond)
+        place = {d.op.id: number for number, d in enumerate(self.plan.decisions)}
+        edits = sorted(self.edits, key=lambda edit: place[edit.op])
+        return Solution(tuple(edits), self.bordering, self.notes, self.beyond)
 
     # -- activations ---------------------------------------------------------------------------------------------
 
