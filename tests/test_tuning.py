@@ -348,6 +348,37 @@ def test_bad_requests_are_one_clear_error(task, tmp_path, more, words):
     assert not (tmp_path / "bad.tflite").exists()
 
 
+def test_schemes_too_slow_for_the_bound_are_left_out():
+    search = Search.__new__(Search)
+    search.bounds, search.latencies, measured = Limits(drop=1.0, latency=2.0), {}, []
+    search.options = {
+        "conv": [Option("int4", 1, 0.2), Option("int8", 2, 0.1)],
+        "head": [Option("int4", 1, 0.2), Option("int8", 2, 0.1)],
+    }
+
+    class Op:
+        def __init__(self, name: str, native: str) -> None:
+            self.name, self.native = name, native
+
+    search.run = type("R", (), {"graph": type("G", (), {"ops": [Op("conv", "CONV_2D"), Op("head", "DENSE")]})()})()
+    search.measure = measured.extend
+
+    def time() -> None:  # int4 convolutions are slow
+        search.latencies = {a: 5.0 if ("conv", "int4") in a else 1.0 for a in measured}
+
+    search.time = time
+    search.leave_slow_ones()
+    assert search.schemes("conv") == ["int8"]
+    assert search.schemes("head") == ["int4", "int8"]
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(task, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match=r"holds thesis.txt.*--work"):
+        tune(task[0], str(task[1]), output=tmp_path / "x.tflite", max_drop="3pt", folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_few_samples_serve_both_parts_and_it_says_so(task, tmp_path):
     with ThreadPoolExecutor(2) as executor:
         found = tune(

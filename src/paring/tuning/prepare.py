@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -32,6 +34,11 @@ from paring.tuning.schemes import choices
 from paring.tuning.store import SampleFile, stored
 from paring.tuning.trial import Outcome, Trial
 
+MARK, JOURNAL = "of.txt", "journal.jsonl"
+_OURS = re.compile(
+    r"[0-9a-f]{32}\.tflite|float\.tflite|(calibration|measuring)\.samples(\.json|\.labels\.npy)?|(statistics|reference)\.npz"
+    r"|of\.txt|journal\.jsonl|\..*\.part"
+)
 CALIBRATE, FEW = 256, 64  # samples: to calibrate on; so few in all that both parts use all of them
 
 
@@ -72,7 +79,7 @@ class Run:
             find_metric(metric)
         model = sink(model)
         (given,) = feeds(model, data, labels=labels, image_range=image_range, limit=limit)
-        folder.mkdir(parents=True, exist_ok=True)
+        _own(folder)
         model.save(folder / trials.FLOAT)
         counts, notes = _split(given, folder)
         _fresh(folder, {"skip": list(skip)})
@@ -86,6 +93,14 @@ class Run:
         outputs: dict[str, Any] = dict(before.outputs)
         np.savez(folder / trials.REFERENCE, **outputs)
         return cls(model, graph, folder, before.metric, before, layers, counts, notes)
+
+    def clean(self) -> None:
+        """Removes what was kept, and the folder if nothing else is in it."""
+        for path in self.folder.iterdir():
+            if _OURS.fullmatch(path.name):
+                path.unlink()
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
 
     def try_all(self, stage: str, recipes: Sequence[Recipe], *, scored: bool) -> list[Outcome]:
         """The outcome of each recipe."""
@@ -103,6 +118,20 @@ class Run:
         self.done += 1
         if self.report is not None:
             self.report(self.stage[0], self.done, self.stage[1])
+
+
+def _own(folder: Path) -> None:
+    """Makes the folder; one that holds something else is not touched."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        other = [path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)]
+    except OSError as error:
+        raise InputError("cannot keep measurements", where=str(folder), got=error.strerror or str(error)) from error
+    if other:
+        raise InputError(
+            "cannot keep measurements", where=str(folder), expected="a folder of their own",
+            got=f"one that holds {', '.join(sorted(other)[:3])}", todo="Name another with --work",
+        )  # fmt: skip
 
 
 def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]:
@@ -146,9 +175,9 @@ def _fresh(folder: Path, more: Mapping[str, Any]) -> None:
             with path.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
-    mark = folder / "of.txt"
+    mark = folder / MARK
     if not mark.exists() or mark.read_text(encoding="utf-8") != digest.hexdigest():
-        (folder / "journal.jsonl").unlink(missing_ok=True)
+        (folder / JOURNAL).unlink(missing_ok=True)
         mark.write_text(digest.hexdigest(), encoding="utf-8")
 
 

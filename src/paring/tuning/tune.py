@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -25,7 +24,7 @@ from paring.tuning import trial as trials
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.pool import Pool
-from paring.tuning.prepare import Run
+from paring.tuning.prepare import JOURNAL, Run
 from paring.tuning.schemes import BASE, label_of, only, recipe_of, schemes
 from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import stored
@@ -115,7 +114,7 @@ def tune(
     work = Path(folder) if folder is not None else Path(f"{output}.tune")
     run = Run.prepare(load(source), data, work, metric, labels, limit, image_range, offered, skip)
     bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
-    journal = Journal(work / "journal.jsonl")
+    journal = Journal(work / JOURNAL)
     with Pool(journal, executor, width=width, progress=run.step) as pool:
         run.pool, run.report = pool, progress
         search = _Search(run, offered, tuple(skip), bounds)
@@ -126,7 +125,7 @@ def tune(
         statistics=work / trials.STATISTICS if (work / trials.STATISTICS).exists() else None,
     )  # fmt: skip
     tuning = search.told(chosen, time.perf_counter() - started)
-    shutil.rmtree(work)
+    run.clean()
     return Tuned(tuning, recipe, result)
 
 
@@ -151,6 +150,8 @@ class _Search:
           BoundError: None keeps the bounds.
         """
         self.sweep()
+        if self.bounds.latency is not None:
+            self.leave_slow_ones()
         rungs = ladder(self.options)
         whole = [self.uniform(scheme) for scheme in self.offered]
         self.measure(list(dict.fromkeys([*whole, rungs[0], rungs[-1]])))
@@ -191,11 +192,36 @@ class _Search:
         if not self.options:
             raise InputError("there is nothing to tune", where=self.run.model.path, got="no scheme works on any layer")
 
+    def leave_slow_ones(self) -> None:
+        """Takes away schemes that, on all layers of one kind and int8 on the others, miss the bound on latency."""
+        assert self.bounds.latency is not None
+        natives = {op.name: op.native for op in self.run.graph.ops}
+        probes = {}
+        for layer, options in self.options.items():
+            for option in options:
+                mine = {a: option.scheme for a in self.options if natives[a] == natives[layer]}
+                probes[natives[layer], option.scheme] = tuple(
+                    (a, mine[a] if a in mine and mine[a] in self.schemes(a) else scheme)
+                    for a, scheme in self.uniform(BASE)
+                )
+        self.measure(list(probes.values()))
+        self.time()
+        for layer, options in self.options.items():
+            quick = [
+                o for o in options
+                if self.latencies.get(probes[natives[layer], o.scheme], np.inf) <= self.bounds.latency
+            ]  # fmt: skip
+            self.options[layer] = quick or options
+
+    def schemes(self, layer: str) -> list[str]:
+        """The schemes that work on a layer."""
+        return [option.scheme for option in self.options[layer]]
+
     def uniform(self, scheme: str) -> Allocation:
         """All layers under one scheme, or under int8 (the first they have) where they do not take it."""
         found = []
-        for layer, options in self.options.items():
-            names = [option.scheme for option in options]
+        for layer in self.options:
+            names = self.schemes(layer)
             found.append((layer, scheme if scheme in names else BASE if BASE in names else names[0]))
         return tuple(found)
 
