@@ -30,6 +30,7 @@ from paring.tuning.limits import Limits
 from paring.tuning.search import Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import SampleFile, first, stored
 from paring.tuning.trial import Outcome, run
+from paring.tuning.tune import _Search as Search
 
 # -- arithmetic ------------------------------------------------------------------------------------------------------
 
@@ -118,11 +119,23 @@ def test_bounds_that_cannot_be_read_say_how_to_write_them(said, metric, words):
     assert all(word in str(error.value) for word in words)
 
 
-def test_a_drop_counts_with_its_spread_only_where_asked():
-    bounds, outcome = Limits(drop=1.0), Outcome(bytes=10, drop=0.8, spread=0.3)
-    assert bounds.misses(outcome, None, spread=False) == 0
-    assert bounds.misses(outcome, None, spread=True) == pytest.approx(0.4)
-    assert bounds.misses(Outcome(failed="no"), None, spread=False) == np.inf
+def test_misses_add_up_and_a_failed_candidate_misses_everything():
+    bounds, outcome = Limits(drop=1.0, size=10.0), Outcome(bytes=10, drop=0.8, spread=0.3)
+    assert bounds.misses(outcome, None) == 0
+    assert bounds.misses(outcome, None, drop=1.1) == pytest.approx(0.1)
+    assert bounds.misses(Outcome(bytes=15, drop=2.0), None) == pytest.approx(1.5)
+    assert bounds.misses(Outcome(failed="no"), None) == np.inf
+
+
+def test_a_lucky_candidate_counts_as_its_like():
+    """Ten models of the same noise lose 1 point on average; the one that lost nothing is not taken at its word."""
+    search = Search.__new__(Search)
+    search.outcomes = {(("a", str(n)),): Outcome(noise=0.01, drop=float(n % 3), spread=0.1) for n in range(9)}
+    lucky = search.outcomes["a", "0"] = Outcome(noise=0.01, drop=0.0, spread=0.1)
+    assert search.cautious(lucky) == pytest.approx(0.9 + 0.1)
+    calm = Outcome(noise=1e-4, drop=0.2, spread=0.1)  # nothing like it was measured
+    search.outcomes["b",] = calm
+    assert search.cautious(calm) == pytest.approx(0.3)
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ def test_another_metric_under_the_same_name_makes_them_void_too(task, tmp_path, 
 
 def test_a_folder_with_other_things_in_it_is_left_alone(task, tmp_path):
     (tmp_path / "float.tflite").write_text("precious")
-    with pytest.raises(InputError, match=r"cannot keep measurements.*other files.*--work"):
+    with pytest.raises(InputError, match=r"cannot keep measurements.*holds float.tflite.*--work"):
         tune(task[0], str(task[1]), output=tmp_path / "out.tflite", max_drop="3pt", folder=tmp_path)
     with pytest.raises(InputError, match="cannot keep measurements"):
         tune(task[0], str(task[1]), output=tmp_path / "out.tflite", max_drop="3pt", folder=tmp_path / "float.tflite")
@@ -355,6 +368,20 @@ def test_labels_of_samples_with_several_rows(per, tmp_path):
         found = tune(net.finish(), list(x), executor=executor, **common)
     assert found.tuning.metric == ("top1" if per == "row" else "mse")
     assert found.tuning.samples == (75, 225)
+
+
+def test_a_metric_without_values_per_sample_may_choose_with_nothing_to_spare(task, tmp_path, monkeypatch):
+    """The first trials lose nothing by luck, the others more than the bound: nothing says how sure that is."""
+    (tmp_path / "single.py").write_text(
+        "def rate(outputs, labels):\n    return float(100 * (outputs.argmax(-1) == labels).mean())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Search, "cautious", lambda self, outcome: None if outcome.drop is None else outcome.drop + 1e3)
+    with ThreadPoolExecutor(2) as executor:
+        found = tune(
+            task[0], str(task[1]), output="m.tflite", metric="single:rate", max_drop=60, limit=80, executor=executor
+        )
+    assert any("models with as noisy an output lost more" in note for note in found.tuning.notes)
 
 
 def test_a_metric_that_gives_no_number_is_no_way_to_choose(task, tmp_path, monkeypatch):
@@ -431,6 +458,37 @@ def test_bad_requests_are_one_clear_error(task, tmp_path, more, words):
         tune(task[0], str(task[1]), output=tmp_path / "bad.tflite", **more)
     assert all(word in str(error.value) for word in words)
     assert not list(tmp_path.iterdir())
+
+
+def test_schemes_too_slow_for_the_bound_are_left_out():
+    search = Search.__new__(Search)
+    search.bounds, search.latencies, measured = Limits(drop=1.0, latency=2.0), {}, []
+    search.options = {
+        "conv": [Option("int4", 1, 0.2), Option("int8", 2, 0.1)],
+        "head": [Option("int4", 1, 0.2), Option("int8", 2, 0.1)],
+    }
+
+    class Op:
+        def __init__(self, name: str, native: str) -> None:
+            self.name, self.native = name, native
+
+    search.run = type("R", (), {"graph": type("G", (), {"ops": [Op("conv", "CONV_2D"), Op("head", "DENSE")]})()})()
+    search.measure = measured.extend
+
+    def time() -> None:  # int4 convolutions are slow
+        search.latencies = {a: 5.0 if ("conv", "int4") in a else 1.0 for a in measured}
+
+    search.time = time
+    search.leave_slow_ones()
+    assert search.schemes("conv") == ["int8"]
+    assert search.schemes("head") == ["int4", "int8"]
+
+
+def test_a_folder_that_holds_something_else_is_not_touched(task, tmp_path):
+    (tmp_path / "thesis.txt").write_text("all of it")
+    with pytest.raises(InputError, match=r"holds thesis.txt.*--work"):
+        tune(task[0], str(task[1]), output=tmp_path / "x.tflite", max_drop="3pt", folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_few_samples_serve_both_parts_and_it_says_so(task, tmp_path):

@@ -33,7 +33,7 @@ DROP = typer.Option(
 SIZE = typer.Option(None, "--max-size", help="Largest file: 60kB, 1.5MB.")
 LATENCY = typer.Option(None, "--max-latency", help="Longest median latency with one thread here: 3ms, 800us.")
 ACTIVATIONS = typer.Option("dynamic", help="Of int8 and int4 layers: dynamic, or int8 for integer models.")
-ROUNDING = typer.Option("gptq", help="Of int4 weights: gptq, adaround or nearest.")
+ROUNDING = typer.Option("adaround", help="Of int4 weights: adaround, gptq (quicker on wide layers) or nearest.")
 WORKERS = typer.Option(None, "--workers", min=1, help="Trials under way at a time; one on each core by default.")
 DASK = typer.Option(
     None, "--dask", help="Run trials on this Dask scheduler: tcp://host:port. Its workers must see --work."

@@ -264,7 +264,7 @@ class _Aligner:
         alike = self.likeness(i, j)
         found += 0.0 if alike is None else 6.0 * (alike - 0.5)
         found += 1.5 * (a.name == b.name)
-        found += float(np.clip(self.neighbours(i, j), -3, 3))
+        found += max(-3.0, min(3.0, self.neighbours(i, j)))
         return found - 0.5 * abs(i / len(self.sides[0].units) - j / len(self.sides[1].units))
 
     def neighbours(self, i: int, j: int) -> float:

@@ -15,7 +15,7 @@ COLUMNS = (
     ("Smaller", "descending", "float size over this size", True),
     ("Score", "descending", "the metric, measured", True),
     ("Drop", "ascending", "how much worse than float, in the metric's unit", True),
-    ("Latency", "ascending", "median with one thread, in ms", True),
+    ("Latency, ms", "ascending", "median with one thread", True),
     ("Took", "descending", "making and measuring it", True),
     ("Standing", "ascending", "chosen, on the front, or neither", False),
 )

@@ -9,7 +9,6 @@ from paring.errors import InputError
 from paring.measure.metrics import Metric
 from paring.tuning.trial import Outcome
 
-SPARE = 2.0  # standard errors: of many candidates that are measured, the one that was lucky must not win
 _SIZES = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 _TIMES = {"": 1.0, "ms": 1.0, "us": 1e-3, "s": 1e3}
 
@@ -65,17 +64,17 @@ class Limits:
         named = {"max_drop": self.drop, "max_size": self.size, "max_latency": self.latency}
         return {name: value for name, value in named.items() if value is not None}
 
-    def misses(self, outcome: Outcome, latency: float | None, *, spread: bool) -> float:
+    def misses(self, outcome: Outcome, latency: float | None, drop: float | None = None) -> float:
         """By how much a candidate misses the bounds, as a share of each and summed; 0 where it keeps all.
 
         Args:
           outcome: What was measured.
           latency: Milliseconds, None where it was not measured.
-          spread: The drop counts with `SPARE` standard errors on top, so that it is likely to hold on other data.
+          drop: What counts as its drop; the measured one where None.
         """
         if outcome.failed or outcome.drop is None:
             return float("inf")
-        drop = outcome.drop + (SPARE * (outcome.spread or 0.0) if spread else 0.0)
+        drop = outcome.drop if drop is None else drop
         pairs = [(drop, self.drop), (float(outcome.bytes), self.size), (latency, self.latency)]
         over = [(value - bound, abs(bound)) for value, bound in pairs if value is not None and bound is not None]
         return sum(max(0.0, by) / max(bound, 1e-3) for by, bound in over)

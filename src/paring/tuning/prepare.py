@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -36,6 +37,10 @@ from paring.tuning.store import SampleFile, stored
 from paring.tuning.trial import Outcome, Trial
 
 MARK, JOURNAL = "of.txt", "journal.jsonl"  # what the measurements are of, and they themselves
+_OURS = re.compile(
+    r"[0-9a-f]{32}\.tflite|float\.tflite|(calibration|measuring)\.samples(\.json|\.labels\.npy)?|(statistics|reference)\.npz"
+    r"|of\.txt|journal\.jsonl|\..*\.part"
+)
 CALIBRATE, FEW = 256, 64  # samples: to calibrate on; so few in all that both parts use all of them
 
 
@@ -112,22 +117,33 @@ class Run:
             self.report(self.stage[0], self.done, self.stage[1])
 
 
-def claim(folder: Path) -> None:
+def own(folder: Path) -> None:
     """Makes the folder of a search, or takes over that of one which was interrupted.
 
     Raises:
-      InputError: It cannot be written, or holds something else: it is removed when the search is done.
+      InputError: It cannot be written, or holds something else: that is not touched.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / MARK).exists():
+        names = sorted(path.name for path in folder.iterdir())
+        other = [name for name in names if MARK not in names or not _OURS.fullmatch(name)]
+        if other:
             raise InputError(
-                "cannot keep measurements", where=str(folder), expected="a new folder, or that of an interrupted search",
-                got="a folder with other files in it", todo="Name another with --work",
+                "cannot keep measurements", where=str(folder), expected="a folder of their own",
+                got=f"one that holds {', '.join(other[:3])}", todo="Name another with --work",
             )  # fmt: skip
         (folder / MARK).touch()
     except OSError as error:
         raise InputError("cannot keep measurements", where=str(folder), got=error.strerror or str(error)) from error
+
+
+def clean(folder: Path) -> None:
+    """Removes what was kept, and the folder if nothing else is in it."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]:
