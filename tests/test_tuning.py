@@ -6,6 +6,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ from paring.measure.metrics import find_metric
 from paring.tuning import Tuned, tune
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
+from paring.tuning.schemes import patterns
 from paring.tuning.search import Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import SampleFile, first, stored
 from paring.tuning.trial import Outcome, run
@@ -136,6 +138,16 @@ def test_a_lucky_candidate_counts_as_its_like():
     calm = Outcome(noise=1e-4, drop=0.2, spread=0.1)  # nothing like it was measured
     search.outcomes["b",] = calm
     assert search.cautious(calm) == pytest.approx(0.3)
+
+
+def test_patterns_find_their_layer_alone():
+    names = [
+        "conv", "conv/x;bn/mul;bn/add", "conv/x2;y", "relu;a", "relu;b", "relu;a;c", "a.b(1);c", "a_b(1);c", "",
+        "\N{SNOWMAN};[", "conv/x", "deep;relu;a",
+    ]  # fmt: skip
+    found = patterns(names)
+    for name in names:
+        assert [other for other in names if re.search(f"^(?:{found[name]})", other)] == [name]
 
 
 # -- memory ----------------------------------------------------------------------------------------------------------

@@ -66,19 +66,40 @@ def _form(decision: Decision) -> tuple[str, str, Any]:
     return decision.mode, decision.form, (settings.weights, settings.granularity, settings.block_size)
 
 
-def only(layer: str, settings: Quantize) -> Recipe:
-    """One layer under a scheme, all others float."""
-    return Recipe((Rule(None, kind="*"), Rule(settings, name=_names([layer]))), "one layer")
+def patterns(names: Iterable[str]) -> dict[str, str]:
+    """By layer, a regular expression that matches its name and no other; the model carries it, and someone reads it.
+
+    A converter strings the names of all that it fused together: the first part will do where no other begins with it.
+
+    >>> list(patterns(["conv;bn/mul;bn/add", "relu;a", "relu;b"]).values())
+    ['conv;', 'relu;a$', 'relu;b$']
+    """
+    known = dict.fromkeys(names)
+    firsts = Counter(name.split(";")[0] for name in known)
+    parts = {name: name.split(";")[0] for name in known}
+    return {
+        name: f"{re.escape(part)};" if part != name and firsts[part] == 1 else f"{re.escape(name)}$"
+        for name, part in parts.items()
+    }
 
 
-def recipe_of(allocation: Allocation, offered: Mapping[str, Quantize], skip: Iterable[str], name: str) -> Recipe:
+def only(layer: str, settings: Quantize, names: Mapping[str, str]) -> Recipe:
+    """One layer under a scheme, all others float; `names` are the `patterns` of the model."""
+    return Recipe((Rule(None, kind="*"), Rule(settings, name=_any([layer], names))), "one layer")
+
+
+def recipe_of(
+    allocation: Allocation, offered: Mapping[str, Quantize], skip: Iterable[str], name: str, names: Mapping[str, str]
+) -> Recipe:
     """The recipe of an allocation: int8 for all, then one rule for each other scheme."""
     by_scheme: dict[str, list[str]] = {}
     for layer, scheme in allocation:
         by_scheme.setdefault(scheme, []).append(layer)
     rules = [Rule(offered[BASE], kind="*")]
     rules += [
-        Rule(offered[scheme], name=_names(layers)) for scheme, layers in sorted(by_scheme.items()) if scheme != BASE
+        Rule(offered[scheme], name=_any(layers, names))
+        for scheme, layers in sorted(by_scheme.items())
+        if scheme != BASE
     ]
     return Recipe(tuple(rules), name).restricted(skip)
 
@@ -95,5 +116,5 @@ def label_of(allocation: Allocation) -> str:
     return ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
 
 
-def _names(layers: Iterable[str]) -> str:
-    return f"^(?:{'|'.join(re.escape(layer) for layer in layers)})$"
+def _any(layers: Iterable[str], names: Mapping[str, str]) -> str:
+    return f"^(?:{'|'.join(names[layer] for layer in layers)})"

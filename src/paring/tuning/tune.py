@@ -27,7 +27,7 @@ from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.pool import Pool
 from paring.tuning.prepare import JOURNAL, Run, clean, own
-from paring.tuning.schemes import BASE, label_of, only, recipe_of, schemes
+from paring.tuning.schemes import BASE, label_of, only, patterns, recipe_of, schemes
 from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import stored
 from paring.tuning.trial import Outcome
@@ -144,6 +144,7 @@ class _Search:
 
     def __init__(self, run: Run, offered: Mapping[str, Quantize], skip: tuple[str, ...], bounds: Limits) -> None:
         self.run, self.offered, self.skip, self.bounds = run, offered, skip, bounds
+        self.names = patterns(op.name for op in run.graph.ops)
         self.outcomes: dict[Allocation, Outcome] = {}
         self.latencies: dict[Allocation, float] = {}
         self.float_ms: float | None = None
@@ -152,7 +153,8 @@ class _Search:
         self.refused: Counter[str] = Counter()
 
     def recipe(self, allocation: Allocation) -> Recipe:
-        return recipe_of(allocation, self.offered, self.skip, f"tuned {Path(self.run.model.path).stem}")
+        name = f"tuned {Path(self.run.model.path).stem}"
+        return recipe_of(allocation, self.offered, self.skip, name, self.names)
 
     def find(self) -> Allocation:
         """The candidate to write.
@@ -190,7 +192,7 @@ class _Search:
     def sweep(self) -> None:
         """Every layer alone under each of its schemes."""
         pairs = [(layer, scheme) for layer, found in self.run.layers.items() for scheme in found]
-        recipes = [only(layer, self.offered[scheme]).restricted(self.skip) for layer, scheme in pairs]
+        recipes = [only(layer, self.offered[scheme], self.names).restricted(self.skip) for layer, scheme in pairs]
         source = (self.run.folder / trials.FLOAT).stat().st_size
         natives = {op.name: op.native for op in self.run.graph.ops}
         for (layer, scheme), found in zip(pairs, self.run.try_all("sensitivity", recipes, scored=False), strict=True):
