@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ from paring.tuning import Tuned, tune
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.search import Option, first_right, ladder, pareto, smaller
-from paring.tuning.store import SampleFile, stored
+from paring.tuning.store import SampleFile, first, stored
 from paring.tuning.trial import Outcome, run
 from paring.tuning.tune import _Search as Search
 
@@ -151,6 +152,20 @@ def test_a_journal_outlives_a_line_that_was_cut_off(tmp_path):
     assert again.get({"recipe": {"a": 2}}) is None
     again.put({"recipe": {"a": 2}}, {"bytes": 7})
     assert Journal(path).get({"recipe": {"a": 2}}) == {"bytes": 7}
+
+
+def test_values_belong_to_rows_or_to_samples(tmp_path):
+    file = SampleFile(tmp_path / "some.samples", ("x",))
+    for rows in (2, 1, 3):
+        file.add([np.zeros((rows, 4), np.float32)])
+    file.finish(np.arange(3))
+    assert stored(file.path, 2).labels.tolist() == [0, 1]
+    assert first(np.arange(6), file.path, 2).tolist() == [0, 1, 2]
+    assert first(np.arange(3), file.path, None).tolist() == [0, 1, 2]
+    file = SampleFile(tmp_path / "some.samples", ("x",))
+    file.add([np.zeros((2, 4), np.float32)])
+    file.finish(None)
+    assert stored(file.path).labels is None, "those of an earlier run are gone"
 
 
 def test_samples_come_back_with_their_labels(tmp_path):
@@ -284,6 +299,89 @@ def test_other_data_makes_old_measurements_void(task, tmp_path):
             assert len((work / "journal.jsonl").read_text().splitlines()) == kept
 
 
+def test_another_metric_under_the_same_name_makes_them_void_too(task, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with np.load(task[1]) as data:
+        x, labels = data["x"][:80], data["labels"][:80]
+    for factor, kept in ((100, 1), (100, 2), (90, 1)):
+        monkeypatch.delitem(sys.modules, "changing", raising=False)
+        Path("changing.py").write_text(f"def rate(outputs, labels): return {factor}.0 * (outputs.argmax(-1) == labels)")
+        importlib.invalidate_caches()
+        with ThreadPoolExecutor(1) as executor, pytest.raises(KeyboardInterrupt):
+            tune(
+                task[0], (x, labels), output="out.tflite", metric="changing:rate", max_drop=3, executor=executor,
+                folder="work", progress=Stop(kept),
+            )  # fmt: skip
+        assert len(Path("work/journal.jsonl").read_text().splitlines()) == kept
+
+
+def test_a_folder_with_other_things_in_it_is_left_alone(task, tmp_path):
+    (tmp_path / "float.tflite").write_text("precious")
+    with pytest.raises(InputError, match=r"cannot keep measurements.*other files.*--work"):
+        tune(task[0], str(task[1]), output=tmp_path / "out.tflite", max_drop="3pt", folder=tmp_path)
+    with pytest.raises(InputError, match="cannot keep measurements"):
+        tune(task[0], str(task[1]), output=tmp_path / "out.tflite", max_drop="3pt", folder=tmp_path / "float.tflite")
+    assert [path.name for path in tmp_path.iterdir()] == ["float.tflite"]
+    assert (tmp_path / "float.tflite").read_text() == "precious"
+
+
+@pytest.mark.parametrize("activations", ["dynamic", "int8"])
+def test_every_layer_gets_every_scheme_whatever_its_neighbours_take(activations, tmp_path):
+    """Under one scheme for all, a CONCATENATION's operands take its grid; a layer alone in its scheme keeps its own."""
+    rng, net = np.random.default_rng(0), Net()
+    start = net.input((1, 32), name="x")
+    linear = ("FullyConnectedOptions", {})
+
+    def dense(source: int, rows: int, columns: int, name: str) -> int:
+        weight = net.constant((rng.normal(size=(rows, columns)) / 6).astype(np.float32))
+        return net.then("FULLY_CONNECTED", [source, weight, -1], (1, rows), linear, name)
+
+    both = [dense(start, 24, 32, "left"), dense(start, 24, 32, "right")]
+    net.outputs.append(
+        dense(net.then("CONCATENATION", both, (1, 48), ("ConcatenationOptions", {"axis": 1})), 8, 48, "head")
+    )
+    data = rng.normal(size=(70, 32)).astype(np.float32)
+    with ThreadPoolExecutor(2) as executor:
+        found = tune(
+            net.finish(), data, output=tmp_path / "m.tflite", max_drop=1.0, executor=executor, activations=activations
+        )
+    measured = {(s.layer, s.scheme) for s in found.tuning.sensitivity}
+    assert measured >= set(itertools.product(("left", "right", "head"), ("int8", "int8-int16", "int4")))
+    assert not any("cannot take" in note or "could not" in note for note in found.tuning.notes)
+
+
+@pytest.mark.parametrize("per", ["row", "sample", "wrong"])
+def test_labels_of_samples_with_several_rows(per, tmp_path):
+    rng, net = np.random.default_rng(0), Net()
+    start = net.input((2, 32), name="x")
+    weight = net.constant(rng.normal(size=(10, 32)).astype(np.float32))
+    net.outputs.append(net.then("FULLY_CONNECTED", [start, weight, -1], (2, 10), ("FullyConnectedOptions", {}), "head"))
+    x = rng.normal(size=(300, 2, 32)).astype(np.float32)
+    labels = {"row": rng.integers(0, 10, 600), "sample": rng.normal(size=(300, 3)), "wrong": np.zeros(450, int)}[per]
+    drop = "100%" if per == "row" else 1.0
+    common = {"output": tmp_path / "m.tflite", "max_drop": drop, "labels": labels, "rounding": "nearest"}
+    with ThreadPoolExecutor(2) as executor:
+        if per == "wrong":
+            with pytest.raises(InputError, match="labels do not match"):
+                tune(net.finish(), list(x), executor=executor, **common)
+            return
+        found = tune(net.finish(), list(x), executor=executor, **common)
+    assert found.tuning.metric == ("top1" if per == "row" else "mse")
+    assert found.tuning.samples == (75, 225)
+
+
+def test_a_metric_that_gives_no_number_is_no_way_to_choose(task, tmp_path, monkeypatch):
+    (tmp_path / "hollow.py").write_text(
+        "import os\ndef never(outputs, labels): return float('nan')\n"
+        "def later(outputs, labels): return float('nan') if os.environ.get('OMP_NUM_THREADS') == '1' else 1.0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"cannot tune.*a number from hollow:never.*nan"):
+        tune(task[0], str(task[1]), output="m.tflite", metric="hollow:never", max_drop=1, limit=80)
+    with pytest.raises(BoundError, match=r"no candidate could be made.*hollow:later gives nan"):
+        tune(task[0], str(task[1]), output="m.tflite", metric="hollow:later", max_drop=1, limit=80)
+
+
 def test_processes_by_default_and_a_metric_of_the_users(task, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "import numpy as np\nprint('loud')\n"
@@ -345,7 +443,7 @@ def test_bad_requests_are_one_clear_error(task, tmp_path, more, words):
     with pytest.raises(InputError) as error:
         tune(task[0], str(task[1]), output=tmp_path / "bad.tflite", **more)
     assert all(word in str(error.value) for word in words)
-    assert not (tmp_path / "bad.tflite").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_schemes_too_slow_for_the_bound_are_left_out():
@@ -370,13 +468,6 @@ def test_schemes_too_slow_for_the_bound_are_left_out():
     search.leave_slow_ones()
     assert search.schemes("conv") == ["int8"]
     assert search.schemes("head") == ["int4", "int8"]
-
-
-def test_a_folder_that_holds_something_else_is_not_touched(task, tmp_path):
-    (tmp_path / "thesis.txt").write_text("all of it")
-    with pytest.raises(InputError, match=r"holds thesis.txt.*--work"):
-        tune(task[0], str(task[1]), output=tmp_path / "x.tflite", max_drop="3pt", folder=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
 def test_few_samples_serve_both_parts_and_it_says_so(task, tmp_path):
@@ -429,6 +520,15 @@ def test_the_command_writes_model_recipe_results_and_page(task, tmp_path, monkey
         "paring", "tune", str(task[0]), "--data", str(task[1]), "--max-drop", "3pt", "-o", "out.tflite",
         "--html", "out.html", "--results", "out.json",
     ]  # fmt: skip
+    for option, path, wrong in (
+        ("--save-recipe", "no/r.yaml", "no folder no"), ("--save-recipe", "out.tflite", "one name"), ("--html", ".", "folder"),
+    ):  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [*words, option, path])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2
+        assert wrong in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stop:
         main()

@@ -71,9 +71,17 @@ def tune(
     recipe_file = save_recipe or output.with_suffix(".yaml")
     if results is not None:
         check_target(results, "tune")
-    for path in (recipe_file, html):
-        if path is not None and path.exists() and not overwrite:
+    for path in (path for path in (recipe_file, html) if path is not None):
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            got = "a folder" if path.is_dir() else f"no folder {path.parent}"
+            raise InputError(
+                "cannot write the output", where=str(path), expected="a file in an existing folder", got=got
+            )
+        if path.exists() and not overwrite:
             raise InputError("the output exists", where=str(path), todo="Say --overwrite to replace it")
+    written = [path.absolute() for path in (output, recipe_file, html, results) if path is not None]
+    if len(set(written)) < len(written):
+        raise InputError("two outputs have one name", where=", ".join(str(path) for path in written))
     folder = work or Path(f"{output}.tune")
     try:
         with _executor(dask) as executor, Progress(

@@ -9,6 +9,7 @@ import numpy as np
 from paring.compress.unfold import Unfolding
 
 BLUR = 1e-4  # of an input's power: below, what float32 sums leave of a variance is their own rounding
+BATCH = 512  # rows that are summed up at a time
 
 
 @dataclass(frozen=True)
@@ -88,22 +89,29 @@ class Gram:
 
 
 class GramSum:
-    """Adds up rows of many samples; memory stays that of the result."""
+    """Adds up rows of many samples; memory stays that of the result and of `BATCH` rows."""
 
     def __init__(self, unfolding: Unfolding, positions: int, seed: int) -> None:
         """Takes up to `positions` output positions of each sample; the seed draws them."""
         self.unfolding, self.positions, self.seed = unfolding, positions, seed
-        self.samples = self.rows = 0
+        self.samples = self.rows = self.waiting = 0
+        self.patches: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
         self.sums: list[np.ndarray] = []
 
     def update(self, x: np.ndarray, seen: np.ndarray) -> None:
         """Adds one sample: the operator's input in the float model, and the same behind what is quantized so far."""
-        found, count = [], 0
-        for values in (x, seen):
+        count = 0
+        for values, waiting in zip((x, seen), self.patches, strict=True):
             rng = np.random.default_rng([self.seed, self.samples])  # the same positions on both sides
             patches, count = self.unfolding.patches(np.asarray(values, np.float32), self.positions, rng)
-            found.append(patches)
-        a, b = found
+            waiting.append(patches)
+        self.samples, self.rows, self.waiting = self.samples + 1, self.rows + count, self.waiting + count
+        if self.waiting >= BATCH:
+            self._add()
+
+    def _add(self) -> None:
+        """Sums up what waits: a product of many rows costs little more than one of a single row."""
+        a, b = (np.concatenate(waiting, axis=1) for waiting in self.patches)
         turned = np.swapaxes(b, -1, -2)
         with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what is not finite
             parts = [turned @ b, turned @ a, b.sum(axis=1, dtype=np.float64), a.sum(axis=1, dtype=np.float64)]
@@ -111,10 +119,12 @@ class GramSum:
                 self.sums = [np.zeros(part.shape, np.float64) for part in parts]
             for place, part in enumerate(parts):
                 self.sums[place] += part
-        self.samples, self.rows = self.samples + 1, self.rows + count
+        self.patches, self.waiting = ([], []), 0
 
     def finish(self) -> Gram | None:
         """The means; None where no row was seen or one was not finite."""
+        if self.waiting:
+            self._add()
         if not self.rows or not all(np.isfinite(total).all() for total in self.sums):
             return None
         second, cross, mean, mean_float = (total / self.rows for total in self.sums)

@@ -41,7 +41,7 @@ class Limits:
         Args:
           drop: `0.5pt` (points, for metrics in percent), `0.5%` (of the float model's score), or a plain number in the
             metric's unit where it has none.
-          size: `60kB`, `1.5MB`, bytes, or `25%` of the float file: that is left to the caller, who knows it.
+          size: `60kB`, `1.5MB`, or bytes.
           latency: `3ms`, `800us`; milliseconds without a unit.
           metric: The metric.
           score: What the float model scores.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from paring.calibrate import calibrate
+from paring.calibration import HISTOGRAM, RANGE
 from paring.compress.quantize import Quantize
 from paring.data import Feed, feeds
 from paring.errors import InputError, UnsupportedError
@@ -22,6 +23,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
+from paring.grids import Propagation
 from paring.measure.evaluate import Evaluation, evaluate
 from paring.measure.metrics import Metric, find_metric
 from paring.optimize import VERSION
@@ -34,7 +36,7 @@ from paring.tuning.schemes import choices
 from paring.tuning.store import SampleFile, stored
 from paring.tuning.trial import Outcome, Trial
 
-MARK, JOURNAL = "of.txt", "journal.jsonl"
+MARK, JOURNAL = "of.txt", "journal.jsonl"  # what the measurements are of, and they themselves
 _OURS = re.compile(
     r"[0-9a-f]{32}\.tflite|float\.tflite|(calibration|measuring)\.samples(\.json|\.labels\.npy)?|(statistics|reference)\.npz"
     r"|of\.txt|journal\.jsonl|\..*\.part"
@@ -79,10 +81,8 @@ class Run:
             find_metric(metric)
         model = sink(model)
         (given,) = feeds(model, data, labels=labels, image_range=image_range, limit=limit)
-        _own(folder)
         model.save(folder / trials.FLOAT)
         counts, notes = _split(given, folder)
-        _fresh(folder, {"skip": list(skip)})
         graph = view(model, fold_ranges=True)
         layers = choices(graph, offered, skip)
         if not layers:
@@ -90,17 +90,14 @@ class Run:
         _calibrate(model, graph, folder, offered, skip)
         (feed,) = feeds(model, stored(folder / trials.MEASURING))
         before = evaluate(model, feed, None if metric is None else find_metric(metric), path=folder / trials.FLOAT)
+        if not np.isfinite(before.score):
+            got = str(before.score)
+            raise InputError("cannot tune", where=model.path, expected=f"a number from {before.metric.name}", got=got)
+        # The score stands for the metric: a function that was changed since gives another one.
+        _fresh(folder, {"skip": list(skip), "score": f"{before.score:.6g}"})
         outputs: dict[str, Any] = dict(before.outputs)
         np.savez(folder / trials.REFERENCE, **outputs)
         return cls(model, graph, folder, before.metric, before, layers, counts, notes)
-
-    def clean(self) -> None:
-        """Removes what was kept, and the folder if nothing else is in it."""
-        for path in self.folder.iterdir():
-            if _OURS.fullmatch(path.name):
-                path.unlink()
-        with contextlib.suppress(OSError):
-            self.folder.rmdir()
 
     def try_all(self, stage: str, recipes: Sequence[Recipe], *, scored: bool) -> list[Outcome]:
         """The outcome of each recipe."""
@@ -120,18 +117,31 @@ class Run:
             self.report(self.stage[0], self.done, self.stage[1])
 
 
-def _own(folder: Path) -> None:
-    """Makes the folder; one that holds something else is not touched."""
+def clean(folder: Path) -> None:
+    """Removes what a search kept, and the folder if nothing else is in it."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name):
+            path.unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def claim(folder: Path) -> None:
+    """Makes the folder of a search, or takes over that of one which was interrupted.
+
+    Raises:
+      InputError: It cannot be written, or holds something else.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        other = [path.name for path in folder.iterdir() if not _OURS.fullmatch(path.name)]
+        if any(folder.iterdir()) and not (folder / MARK).exists():
+            raise InputError(
+                "cannot keep measurements", where=str(folder), expected="a new folder, or that of an interrupted search",
+                got="a folder with other files in it", todo="Name another with --work",
+            )  # fmt: skip
+        (folder / MARK).touch()
     except OSError as error:
         raise InputError("cannot keep measurements", where=str(folder), got=error.strerror or str(error)) from error
-    if other:
-        raise InputError(
-            "cannot keep measurements", where=str(folder), expected="a folder of their own",
-            got=f"one that holds {', '.join(sorted(other)[:3])}", todo="Name another with --work",
-        )  # fmt: skip
 
 
 def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]:
@@ -140,30 +150,31 @@ def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]
     head = list(islice(reader, FEW))
     if not head:
         raise InputError("cannot tune", expected="at least one sample", got="an empty data set")
-    files = [SampleFile(folder / name, given.names) for name in (trials.CALIBRATION, trials.MEASURING)]
-    few = len(head) < FEW
-    for number, sample in enumerate(chain(head, reader)):
-        calibrating = number % 4 == 0 and len(files[0].rows) < CALIBRATE
-        for file in files if few else [files[0 if calibrating else 1]]:
-            file.add(sample)
-    labels, notes = given.samples.labels, tuple(given.samples.notes)
-    if few:
-        notes = (*notes, f"{len(head)} samples are few: the same ones were calibrated and measured on")
-    elif labels is not None:
-        labels = labels[_measured_rows(files[0].rows, files[1].rows)]
-    files[0].finish(None)
-    files[1].finish(labels)
+    few, rows, measured = len(head) < FEW, list[int](), list[bool]()
+    with contextlib.ExitStack() as stack:
+        names = (trials.CALIBRATION, trials.MEASURING)
+        files = [stack.enter_context(contextlib.closing(SampleFile(folder / name, given.names))) for name in names]
+        for number, sample in enumerate(chain(head, reader)):
+            measured.append(few or number % 4 != 0 or len(files[0].rows) >= CALIBRATE)
+            for file in files if few else [files[measured[-1]]]:
+                file.add(sample)
+            rows.append(file.rows[-1])
+        labels, notes = given.samples.labels, tuple(given.samples.notes)
+        if labels is not None:
+            chosen = np.repeat(measured, rows) if len(labels) == sum(rows) else np.array(measured)
+            if len(labels) != len(chosen):
+                expected = f"{len(rows)} labels, one per sample" + (
+                    f", or {sum(rows)}" if sum(rows) > len(rows) else ""
+                )
+                raise InputError(
+                    "labels do not match", where=given.samples.source, expected=expected, got=str(len(labels))
+                )
+            labels = labels[chosen]
+        if few:
+            notes = (*notes, f"{len(head)} samples are few: the same ones were calibrated and measured on")
+        files[0].finish(None)
+        files[1].finish(labels)
     return (len(files[0].rows), len(files[1].rows)), notes
-
-
-def _measured_rows(calibrating: Sequence[int], measuring: Sequence[int]) -> np.ndarray:
-    """Which rows of the data went into the measuring part, bool [rows]."""
-    found: list[np.ndarray] = []
-    a, b = iter(calibrating), iter(measuring)
-    for number in range(len(calibrating) + len(measuring)):
-        mine = number % 4 == 0 and number // 4 < len(calibrating)
-        found.append(np.full(next(a if mine else b), not mine))
-    return np.concatenate(found)
 
 
 def _fresh(folder: Path, more: Mapping[str, Any]) -> None:
@@ -176,7 +187,7 @@ def _fresh(folder: Path, more: Mapping[str, Any]) -> None:
                 while block := file.read(1 << 20):
                     digest.update(block)
     mark = folder / MARK
-    if not mark.exists() or mark.read_text(encoding="utf-8") != digest.hexdigest():
+    if mark.read_text(encoding="utf-8") != digest.hexdigest():
         (folder / JOURNAL).unlink(missing_ok=True)
         mark.write_text(digest.hexdigest(), encoding="utf-8")
 
@@ -184,12 +195,21 @@ def _fresh(folder: Path, more: Mapping[str, Any]) -> None:
 def _calibrate(
     model: TfliteModel, graph: Graph, folder: Path, offered: Mapping[str, Quantize], skip: Sequence[str]
 ) -> None:
-    """Statistics for every scheme on every layer, in one pass."""
+    """Statistics for every scheme on every layer, in one pass.
+
+    Where layers differ in scheme, tensors keep a range of their own that take over another's where they do not: all that
+    some static scheme reads or makes is looked at.
+    """
     wanted: dict[TensorId, set[str]] = {}
+    ranges = {RANGE} if all(s.range == "minmax" for s in offered.values() if s.static) else {RANGE, HISTOGRAM}
     for settings in offered.values():
         made = plan(graph, Recipe((Rule(settings, kind="*"),), "all").restricted(skip))
         for tensor, parts in requests(made).items():
             wanted.setdefault(tensor, set()).update(parts)
+        spread = Propagation(made, settings.activations)
+        for tensor in (t for node in (*spread.makers, *spread.users) for t in spread.members(node)):
+            wanted.setdefault(tensor, set()).update(ranges)
+    (folder / trials.STATISTICS).unlink(missing_ok=True)  # those of an earlier run
     if wanted:
         found = calibrate(model, graph, wanted, feeds(model, stored(folder / trials.CALIBRATION)))
         found.save(folder / trials.STATISTICS)

@@ -36,12 +36,18 @@ class SampleFile:
         self.rows.append(next((len(array) for array in sample if array.ndim), 1))
 
     def finish(self, labels: np.ndarray | None) -> None:
-        """Closes the file; `labels` are those of its rows."""
-        self._file.close()
+        """Closes the file; `labels` are those of its rows, or of its samples."""
+        self.close()
+        side = _beside(self.path, "labels.npy")
+        side.unlink(missing_ok=True)  # those of an earlier run
         if labels is not None:
-            np.save(_beside(self.path, "labels.npy"), labels)
+            np.save(side, labels)
         facts = {"names": list(self.names), "rows": self.rows}
         _beside(self.path, "json").write_text(json.dumps(facts), encoding="utf-8")
+
+    def close(self) -> None:
+        """Closes the file as it is."""
+        self._file.close()
 
 
 def stored(path: Path, limit: int | None = None) -> Samples:
@@ -55,8 +61,14 @@ def stored(path: Path, limit: int | None = None) -> Samples:
             for _ in rows:
                 yield dict(zip(facts["names"], receive(file)[1], strict=True)), None
 
-    labels = np.load(side, allow_pickle=False)[: sum(rows)] if side.exists() else None
+    labels = first(np.load(side, allow_pickle=False), path, limit) if side.exists() else None
     return Samples(path.name, read, count=len(rows), labels=labels)
+
+
+def first(values: np.ndarray, path: Path, limit: int | None) -> np.ndarray:
+    """What belongs to the first `limit` samples of a file: values are one for each row, or one for each sample."""
+    rows = json.loads(_beside(path, "json").read_text(encoding="utf-8"))["rows"]
+    return values[: sum(rows[:limit]) if len(values) == sum(rows) else limit]
 
 
 def _beside(path: Path, ending: str) -> Path:

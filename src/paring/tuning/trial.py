@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from paring.calibration import Statistics
-from paring.data import Feed, feeds
+from paring.data import feeds
 from paring.errors import MetricError, ParingError
 from paring.formats.tflite.model import TfliteModel
 from paring.measure.evaluate import evaluate, score
 from paring.measure.metrics import Metric, find_metric
 from paring.optimize import optimize
 from paring.tuning.journal import key_of
-from paring.tuning.store import stored
+from paring.tuning.store import first, stored
 
 FLOAT, CALIBRATION, MEASURING = "float.tflite", "calibration.samples", "measuring.samples"
 STATISTICS, REFERENCE = "statistics.npz", "reference.npz"
@@ -95,9 +95,8 @@ def run(trial: Trial) -> dict[str, Any]:
     try:
         model = make(source, folder, trial.recipe)
         metric = find_metric(trial.metric) if trial.metric else None
-        feed = feeds(source, stored(folder / MEASURING, None if metric else QUICK))[0]
-        outcome = _measured(model, feed, metric, folder, trial.name)
-        if metric is not None:
+        outcome = _measured(model, source, metric, folder, trial.name)
+        if metric is not None and not outcome.failed:
             model.save(trial.file)
     except MetricError:
         raise
@@ -151,20 +150,19 @@ def make(source: TfliteModel, folder: Path, recipe: Mapping[str, Any]) -> Tflite
     return optimize(source, dict(recipe), samples, statistics=statistics, verified=False).model
 
 
-def _measured(model: TfliteModel, feed: Feed, metric: Metric | None, folder: Path, name: str) -> Outcome:
+def _measured(model: TfliteModel, source: TfliteModel, metric: Metric | None, folder: Path, name: str) -> Outcome:
+    samples, count = folder / MEASURING, None if metric else QUICK
     with np.load(folder / REFERENCE, allow_pickle=False) as file:
-        rows = _rows(feed)
-        reference = {output: file[output][:rows] for output in file.files}
+        reference = {output: first(file[output], samples, count) for output in file.files}
+    (feed,) = feeds(source, stored(samples, count))
     found = evaluate(model, feed, metric or find_metric("mse"), reference=reference, name=name)
     size, noise = len(model.to_bytes()), _noise(found.outputs, reference)
     if metric is None:
         return Outcome(size, noise)
     lost, spread = score(reference, feed.samples.labels, metric, name=name).drop(found)
+    if not np.isfinite(lost):
+        return Outcome(failed=f"{metric.name} gives {found.score} for {name}")
     return Outcome(size, noise, found.score, lost, spread)
-
-
-def _rows(feed: Feed) -> int:
-    return sum(next((len(array) for array in sample if array.ndim), 1) for sample in feed)
 
 
 def _noise(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:

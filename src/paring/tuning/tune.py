@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from paring.calibrate import limits
 from paring.compress.quantize import Quantize
 from paring.data import feeds
 from paring.errors import BoundError, InputError
@@ -24,7 +26,7 @@ from paring.tuning import trial as trials
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.pool import Pool
-from paring.tuning.prepare import JOURNAL, Run
+from paring.tuning.prepare import JOURNAL, Run, claim, clean
 from paring.tuning.schemes import BASE, label_of, only, recipe_of, schemes
 from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import stored
@@ -33,7 +35,7 @@ from paring.tuning.trial import Outcome
 ALIKE = 4.0  # candidates whose noise differs by less than this factor tell of each other's drop
 BELOW = 12  # candidates below the first one that kept the bound
 STEPS_BACK = 8  # single layers made smaller again, at most
-ROUNDS = 15  # of latency
+ROUNDS, TOGETHER = 15, 6  # of latency, and how many candidates are timed side by side
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ def tune(
       skip: Patterns of operators that stay float.
       executor: Runs the trials; a process here for each where None. Its workers must see `folder`.
       width: Trials under way at a time.
-      folder: Where measurements are kept; `OUTPUT.tune` where None. It is removed when the search is done.
+      folder: Where measurements are kept: a new folder, or that of an interrupted search; `OUTPUT.tune` where None. It is
+        removed when the search is done.
       overwrite: Whether `output` may exist.
       limit: At most so many samples.
       image_range: See `paring.optimize`.
@@ -112,8 +115,15 @@ def tune(
         raise InputError("there is nothing to tune for", todo="Say --max-drop, --max-size or --max-latency")
     offered = schemes(activations, rounding)
     work = Path(folder) if folder is not None else Path(f"{output}.tune")
-    run = Run.prepare(load(source), data, work, metric, labels, limit, image_range, offered, skip)
-    bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
+    model = load(source)
+    claim(work)
+    try:
+        run = Run.prepare(model, data, work, metric, labels, limit, image_range, offered, skip)
+        bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
+    except BaseException:
+        if not (work / JOURNAL).exists():  # nothing was measured that another try could go on from
+            clean(work)
+        raise
     journal = Journal(work / JOURNAL)
     with Pool(journal, executor, width=width, progress=run.step) as pool:
         run.pool, run.report = pool, progress
@@ -125,7 +135,7 @@ def tune(
         statistics=work / trials.STATISTICS if (work / trials.STATISTICS).exists() else None,
     )  # fmt: skip
     tuning = search.told(chosen, time.perf_counter() - started)
-    run.clean()
+    clean(work)
     return Tuned(tuning, recipe, result)
 
 
@@ -139,6 +149,7 @@ class _Search:
         self.float_ms: float | None = None
         self.swept: list[Sensitivity] = []
         self.options: dict[str, list[Option]] = {}
+        self.refused: Counter[str] = Counter()
 
     def recipe(self, allocation: Allocation) -> Recipe:
         return recipe_of(allocation, self.offered, self.skip, f"tuned {Path(self.run.model.path).stem}")
@@ -184,13 +195,15 @@ class _Search:
         natives = {op.name: op.native for op in self.run.graph.ops}
         for (layer, scheme), found in zip(pairs, self.run.try_all("sensitivity", recipes, scored=False), strict=True):
             if found.failed:
+                self.refused[found.failed] += 1
                 continue
             own = found.bytes - source
             self.options.setdefault(layer, []).append(Option(scheme, float(own), found.noise))
             decibel = -10 * float(np.log10(found.noise))
             self.swept.append(Sensitivity(layer, natives.get(layer, ""), scheme, decibel, own))
         if not self.options:
-            raise InputError("there is nothing to tune", where=self.run.model.path, got="no scheme works on any layer")
+            got = f"no scheme works on any layer ({next(iter(self.refused))})"
+            raise InputError("there is nothing to tune", where=self.run.model.path, got=got)
 
     def leave_slow_ones(self) -> None:
         """Takes away schemes that, on all layers of one kind and int8 on the others, miss the bound on latency."""
@@ -292,17 +305,19 @@ class _Search:
         new = [a for a, o in self.outcomes.items() if a not in self.latencies and not o.failed]
         if not new:
             return
-        files = {label_of(a) + f" #{n}": self.run.trial(self.recipe(a), scored=True).file for n, a in enumerate(new)}
         (sample,) = feeds(self.run.model, stored(self.run.folder / trials.MEASURING, 1))[0].head(1)
-        with Worker(threads=1) as worker:
-            worker.load("float", self.run.folder / trials.FLOAT)
-            for name, file in files.items():
-                worker.load(name, file)
-            taken = worker.time(["float", *files], sample, rounds=ROUNDS)
-        if self.float_ms is None:
-            self.float_ms = taken["float"].median_ms
-        # Each time by its ratio to the float model beside it: the machine may be slower now than it was before.
-        self.latencies.update({a: self.float_ms * taken[n].ratio for a, n in zip(new, files, strict=True)})
+        for start in range(0, len(new), TOGETHER):
+            group = {f"candidate {n}": a for n, a in enumerate(new[start : start + TOGETHER])}
+            bounds = limits(*[self.run.model] * (1 + len(group)), sample=sample)
+            with Worker(bounds, threads=1) as worker:
+                worker.load("float", self.run.folder / trials.FLOAT)
+                for name, allocation in group.items():
+                    worker.load(name, self.run.trial(self.recipe(allocation), scored=True).file)
+                taken = worker.time(["float", *group], sample, rounds=ROUNDS)
+            if self.float_ms is None:
+                self.float_ms = taken["float"].median_ms
+            # Each time by its ratio to the float model beside it: the machine may be slower now than it was before.
+            self.latencies.update({a: self.float_ms * taken[name].ratio for name, a in group.items()})
 
     def nothing(self) -> BoundError:
         """What to say where no candidate keeps the bounds."""
@@ -339,6 +354,7 @@ class _Search:
                 f"the bound on the drop is kept on these samples, with less than a standard error ({outcome.spread:.2g}) to "
                 "spare: more samples would tell whether it holds"
             )
+        notes += [f"{count} layers cannot take a scheme: {why}" for why, count in self.refused.items()]
         failed = {o.failed for o in self.outcomes.values() if o.failed}
         notes += [f"some candidates could not be made: {why}" for why in sorted(failed)]
         before = Candidate("float", size, self.run.before.score, 0.0, {}, self.float_ms)
