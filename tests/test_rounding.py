@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -519,6 +520,18 @@ def test_branches_in_loops_and_variables_are_walked_through(make, activations):
     assert not any("nearest" in row.reason for row in made["gptq"].report.rows)
     errors = {r: next(iter(m.report.verification.difference.values())) for r, m in made.items()}
     assert errors["gptq"] < 0.8 * errors["nearest"]
+
+
+def test_grids_that_rounding_moved_out_of_reach_are_left_too(monkeypatch):
+    """Weights that make good what was lost have other scales: kernels may not serve those."""
+    model, data = three_layers()
+    found = iter([{}, {(0, 1): "out of reach"}, {}])
+    monkeypatch.setattr(sys.modules["paring.optimize"], "unreachable", lambda *_: next(found))
+    made = optimize(model, recipe(weights="int8", activations="int8", rounding="gptq"), data)
+    rows = {row.name: row for row in made.report.rows}
+    assert rows["depthwise"].mode == "float"
+    assert "out of reach" in rows["depthwise"].reason
+    assert rows["head"].mode == "static"
 
 
 def test_values_are_kept_in_a_file_and_the_folder_is_gone_afterwards():

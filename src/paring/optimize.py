@@ -142,7 +142,7 @@ def optimize(
       limit: At most so many samples.
       image_range: For a folder of images and a float input: the values of pixels 0 and 255.
       kernels: Kernels to calibrate on: `xnnpack`, or `builtin` for those that TensorFlow's converter calibrates on.
-      progress: Called with the number of samples calibrated on.
+      progress: Called with the number of samples calibrated on; then, from 1 again, with that of layers rounded by data.
 
     Raises:
       InputError: Bad model, recipe, data or output path; exit code 2.
@@ -178,13 +178,11 @@ def optimize(
     if found is not None:
         made = witnessed(refine(made, found), found)
     _check_strict(made, strict)
-    solution = solve(made, found)
-    while beyond := unreachable(made, solution):
-        made = ground(made, beyond)
-        _check_strict(made, strict)
-        solution = solve(made, found)
-    if any(d.settings is not None and d.settings.sequential for d in made.decisions):
-        solution = _on_data(model, graph, made, found, given, progress)
+    made, solution = _reachable(made, strict, lambda made: solve(made, found))
+    if any(
+        d.settings is not None and d.settings.sequential for d in made.decisions
+    ):  # again, on the grids as they are now
+        made, solution = _reachable(made, strict, lambda made: _on_data(model, graph, made, found, given, progress))
     clock.mark("encode")
     changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model), _floors(made))
     verification = None
@@ -308,6 +306,16 @@ def _equalized(model: TfliteModel, graph: Graph) -> tuple[TfliteModel, tuple[str
     left = ", ".join(f"{count} because {why}" for why, count in found.left.items())
     said = f"{len(found.pairs)} pairs of layers were equalized" + (f"; of other layers {left}" if left else "")
     return (set_constants(model, found.constants) if found.pairs else model), (said,)
+
+
+def _reachable(made: Plan, strict: bool, numbers: Callable[[Plan], Solution]) -> tuple[Plan, Solution]:
+    """The solution, and the plan without the operators whose solved grids no kernel can serve."""
+    solution = numbers(made)
+    while beyond := unreachable(made, solution):
+        made = ground(made, beyond)
+        _check_strict(made, strict)
+        solution = numbers(made)
+    return made, solution
 
 
 def _on_data(

@@ -69,6 +69,8 @@ def run(
         task = progress.add_task("calibrating", total=settings.get("limit"), visible=False)
 
         def step(done: int) -> None:
+            if done < progress.tasks[0].completed:  # a second count begins
+                progress.update(task, description="rounding", total=None)
             progress.update(task, completed=done, visible=True)
 
         result = optimize(model, recipe, data, output=output, progress=step, **settings)

@@ -117,33 +117,31 @@ class Run:
             self.report(self.stage[0], self.done, self.stage[1])
 
 
-def own(folder: Path) -> None:
-    """Makes the folder of a search, or takes over that of one which was interrupted.
-
-    Raises:
-      InputError: It cannot be written, or holds something else: that is not touched.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        names = sorted(path.name for path in folder.iterdir())
-        other = [name for name in names if MARK not in names or not _OURS.fullmatch(name)]
-        if other:
-            raise InputError(
-                "cannot keep measurements", where=str(folder), expected="a folder of their own",
-                got=f"one that holds {', '.join(other[:3])}", todo="Name another with --work",
-            )  # fmt: skip
-        (folder / MARK).touch()
-    except OSError as error:
-        raise InputError("cannot keep measurements", where=str(folder), got=error.strerror or str(error)) from error
-
-
 def clean(folder: Path) -> None:
-    """Removes what was kept, and the folder if nothing else is in it."""
+    """Removes what a search kept, and the folder if nothing else is in it."""
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name):
             path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def claim(folder: Path) -> None:
+    """Makes the folder of a search, or takes over that of one which was interrupted.
+
+    Raises:
+      InputError: It cannot be written, or holds something else.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / MARK).exists():
+            raise InputError(
+                "cannot keep measurements", where=str(folder), expected="a new folder, or that of an interrupted search",
+                got="a folder with other files in it", todo="Name another with --work",
+            )  # fmt: skip
+        (folder / MARK).touch()
+    except OSError as error:
+        raise InputError("cannot keep measurements", where=str(folder), got=error.strerror or str(error)) from error
 
 
 def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]:

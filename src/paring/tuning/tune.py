@@ -26,7 +26,7 @@ from paring.tuning import trial as trials
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.pool import Pool
-from paring.tuning.prepare import JOURNAL, Run, clean, own
+from paring.tuning.prepare import JOURNAL, Run, claim, clean
 from paring.tuning.schemes import BASE, label_of, only, patterns, recipe_of, schemes
 from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import stored
@@ -116,7 +116,7 @@ def tune(
     offered = schemes(activations, rounding)
     work = Path(folder) if folder is not None else Path(f"{output}.tune")
     model = load(source)
-    own(work)
+    claim(work)
     try:
         run = Run.prepare(model, data, work, metric, labels, limit, image_range, offered, skip)
         bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
