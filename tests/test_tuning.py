@@ -23,12 +23,13 @@ from models import Net
 from paring import BoundError, InputError, Recipe, load
 from paring.data import feeds
 from paring.errors import MetricError
+from paring.formats.tflite.view import view
 from paring.measure.evaluate import evaluate
 from paring.measure.metrics import find_metric
 from paring.tuning import Tuned, tune
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
-from paring.tuning.schemes import patterns
+from paring.tuning.schemes import choices, patterns, schemes
 from paring.tuning.search import Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import SampleFile, first, stored
 from paring.tuning.trial import Outcome, run
@@ -500,6 +501,18 @@ def test_schemes_too_slow_for_the_bound_are_left_out():
     search.leave_slow_ones()
     assert search.schemes("conv") == ["int8"]
     assert search.schemes("head") == ["int4", "int8"]
+
+
+def test_a_layer_that_the_base_leaves_float_gets_no_other_scheme():
+    """int16 would take the layer of 9 weights, and with it its conversions and a slow kernel, for a few bytes."""
+    net, weights = Net(), np.random.default_rng(0)
+    x = net.input((1, 8, 8, 1), name="x")
+    conv = ("Conv2DOptions", {"stride_h": 1, "stride_w": 1})
+    small, wide = (weights.normal(size=shape).astype(np.float32) for shape in ((1, 3, 3, 1), (64, 3, 3, 1)))
+    zero = [net.constant(np.zeros(n, np.float32)) for n in (1, 64)]
+    stem = net.then("CONV_2D", [x, net.constant(small), zero[0]], (1, 8, 8, 1), conv, "stem")
+    net.outputs.append(net.then("CONV_2D", [stem, net.constant(wide), zero[1]], (1, 8, 8, 64), conv, "wide"))
+    assert list(choices(view(net.finish()), schemes("dynamic", "gptq"), ())) == ["wide"]
 
 
 def test_few_samples_serve_both_parts_and_it_says_so(task, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections import Counter
 from pathlib import Path
@@ -101,6 +102,7 @@ def explain(found: Bench) -> list[str]:
         lost = f"{abs(model.drop):.3g}{' ' + found.unit if found.unit else ''}"
         spread = "" if model.drop_error is None else f" +- {2 * model.drop_error:.2g} (two standard errors, paired)"
         how = f"{lost} worse" if model.drop > 0 else f"{lost} better" if model.drop < 0 else "the same score"
+        how = how if math.isfinite(model.drop) else "[red]no number to compare[/]"
         lines.append(f"{escape(_name(model, found))}: {how}{spread}")
     for model in found.models:
         left = Counter({kind: n for path in ("builtin", "unseen") for kind, n in model.paths.get(path, {}).items()})

@@ -197,13 +197,16 @@ class _Maker:
             for n, layer in enumerate(layers)
         )
         notes = [*self.models[0].notes, *self.notes, *(n for f in given for n in f.samples.notes), *why]
-        if not all(feed.given for feed in given):
-            notes.insert(0, "the samples were made up: give some (--data) to see what real ones show")
+        real = all(feed.given for feed in given)
+        if not real:
+            notes.insert(
+                0, "the samples were made up, so no layer is blamed: give some (--data) to see what real ones show"
+            )
         return Comparison(
             source=self.models[0].path, optimized=self.models[1].path, samples=self.samples,
-            given=all(feed.given for feed in given), layers=layers, ranking=told.ranking, outputs=self.outputs,
-            agreement=self.agreement, recipe=recipe, exempt=told.exempt, unmatched=tuple(unit.name for unit in found),
-            notes=tuple(dict.fromkeys(notes)), culprits=told.culprits,
+            given=real, layers=layers, ranking=told.ranking, outputs=self.outputs,
+            agreement=self.agreement, recipe=recipe, exempt=told.exempt if real else "", unmatched=tuple(unit.name for unit in found),
+            notes=tuple(dict.fromkeys(notes)), culprits=told.culprits if real else (),
         )  # fmt: skip
 
     def _strangers(self) -> tuple[list[Unit], list[Unit]]:

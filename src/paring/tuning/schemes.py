@@ -40,7 +40,8 @@ def schemes(activations: str, rounding: str) -> dict[str, Quantize]:
 def choices(graph: Graph, offered: Mapping[str, Quantize], skip: Iterable[str]) -> dict[str, dict[str, Quantize]]:
     """By layer, the schemes that would give it forms of its own; a scheme that falls back to another's form is left out.
 
-    Layers whose weights no scheme touches (too small, of no known operator, quantized before) do not appear.
+    Layers that the base scheme leaves float (too small, of no known operator, quantized before) do not appear: what else
+    could be done to them costs more time than it saves bytes.
     """
     found: dict[str, dict[str, Quantize]] = {}
     seen: dict[OpId, set[tuple[str, str, Any]]] = {}
@@ -57,7 +58,7 @@ def choices(graph: Graph, offered: Mapping[str, Quantize], skip: Iterable[str]) 
             if form not in seen.setdefault(decision.op.id, set()):
                 seen[decision.op.id].add(form)
                 found.setdefault(decision.op.name, {})[name] = settings
-    return found
+    return {layer: own for layer, own in found.items() if BASE in own}
 
 
 def _form(decision: Decision) -> tuple[str, str, Any]:

@@ -331,12 +331,16 @@ class _Search:
             return BoundError("no candidate could be made", where=self.run.model.path, got=why)
         near = min(known, key=lambda a: self.bounds.misses(known[a], self.latencies.get(a)))
         found, unit = known[near], f" {self.run.metric.unit}" if self.run.metric.unit else ""
+        static = self.offered[BASE].static
+        quicker = (
+            "" if static or self.bounds.latency is None else ", or take --activations int8, which is mostly quicker"
+        )
         time_said = f", {self.latencies[near]:.3g} ms" if near in self.latencies else ""
         return BoundError(
             "no candidate keeps the bounds", where=self.run.model.path,
             expected=", ".join(f"{name} {value:g}" for name, value in self.bounds.said().items()),
             got=f"nearest: {label_of(near)} with a drop of {found.drop:.3g}{unit}, {found.bytes:,} bytes{time_said}",
-            todo="Loosen a bound; measurements are kept, so the next try is quick",
+            todo=f"Loosen a bound{quicker}; measurements are kept, so the next try is quick",
         )  # fmt: skip
 
     def told(self, chosen: Allocation, seconds: float) -> Tuning:
