@@ -49,7 +49,7 @@ def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for kind, text in blocks(page):

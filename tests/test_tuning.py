@@ -384,50 +384,56 @@ def test_labels_of_samples_with_several_rows(per, tmp_path):
 
 def test_a_metric_without_values_per_sample_may_choose_with_nothing_to_spare(task, tmp_path, monkeypatch):
     """The first trials lose nothing by luck, the others more than the bound: nothing says how sure that is."""
-    (tmp_path / "single.py").write_text(
+    (tmp_path / "single_metric.py").write_text(
         "def rate(outputs, labels):\n    return float(100 * (outputs.argmax(-1) == labels).mean())\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Search, "cautious", lambda self, outcome: None if outcome.drop is None else outcome.drop + 1e3)
     with ThreadPoolExecutor(2) as executor:
         found = tune(
-            task[0], str(task[1]), output="m.tflite", metric="single:rate", max_drop=60, limit=80, executor=executor
+            task[0],
+            str(task[1]),
+            output="m.tflite",
+            metric="single_metric:rate",
+            max_drop=60,
+            limit=80,
+            executor=executor,
         )
     assert any("models with as noisy an output lost more" in note for note in found.tuning.notes)
 
 
 def test_a_metric_that_gives_no_number_is_no_way_to_choose(task, tmp_path, monkeypatch):
-    (tmp_path / "hollow.py").write_text(
-        "import os\ndef never(outputs, labels): return float('nan')\n"
-        "def later(outputs, labels): return float('nan') if os.environ.get('OMP_NUM_THREADS') == '1' else 1.0\n"
+    (tmp_path / "hollow_metric.py").write_text(
+        "import sys\ndef never(outputs, labels): return float('nan')\n"
+        "def later(outputs, labels): return 1.0 if 'pytest' in sys.modules else float('nan')\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"cannot tune.*a number from hollow:never.*nan"):
-        tune(task[0], str(task[1]), output="m.tflite", metric="hollow:never", max_drop=1, limit=80)
-    with pytest.raises(BoundError, match=r"no candidate could be made.*hollow:later gives nan"):
-        tune(task[0], str(task[1]), output="m.tflite", metric="hollow:later", max_drop=1, limit=80)
+    with pytest.raises(InputError, match=r"cannot tune.*a number from hollow_metric:never.*nan"):
+        tune(task[0], str(task[1]), output="m.tflite", metric="hollow_metric:never", max_drop=1, limit=80)
+    with pytest.raises(BoundError, match=r"no candidate could be made.*hollow_metric:later gives nan"):
+        tune(task[0], str(task[1]), output="m.tflite", metric="hollow_metric:later", max_drop=1, limit=80)
 
 
 def test_processes_by_default_and_a_metric_of_the_users(task, tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "loud_metric.py").write_text(
         "import numpy as np\nprint('loud')\n"
         "def right(outputs, labels):\n    print('louder')\n    return 100.0 * (outputs.argmax(-1) == labels)\n"
     )
     monkeypatch.chdir(tmp_path)
-    found = tune(task[0], str(task[1]), output="m.tflite", metric="mine:right", max_drop="60", limit=80)
-    assert found.tuning.metric == "mine:right"
+    found = tune(task[0], str(task[1]), output="m.tflite", metric="loud_metric:right", max_drop="60", limit=80)
+    assert found.tuning.metric == "loud_metric:right"
     assert found.result.report.output_bytes == Path("m.tflite").stat().st_size
 
 
 def test_a_metric_that_fails_ends_the_search_with_its_own_traceback(task, tmp_path, monkeypatch):
-    (tmp_path / "broken.py").write_text(
-        "calls = []\ndef rate(outputs, labels):\n    import os\n    if os.environ.get('OMP_NUM_THREADS') == '1':\n"
+    (tmp_path / "broken_metric.py").write_text(
+        "import sys\ndef rate(outputs, labels):\n    if 'pytest' not in sys.modules:\n"
         "        raise ZeroDivisionError('in a trial')\n    return 1.0\n"
     )
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MetricError, match="ZeroDivisionError") as error:
-        tune(task[0], str(task[1]), output="m.tflite", metric="broken:rate", max_drop="3", limit=80)
-    assert "broken.py" in error.value.detail
+        tune(task[0], str(task[1]), output="m.tflite", metric="broken_metric:rate", max_drop="3", limit=80)
+    assert "broken_metric.py" in error.value.detail
 
 
 class Dying(Executor):

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,9 @@ class _Search:
     def sweep(self) -> None:
         """Every layer alone under each of its schemes."""
         pairs = [(layer, scheme) for layer, found in self.run.layers.items() for scheme in found]
-        recipes = [only(layer, self.offered[scheme], self.names).restricted(self.skip) for layer, scheme in pairs]
+        # To order layers, GPTQ says as much as AdaRound, and is quicker.
+        quick = {n: replace(q, rounding="gptq") if q.sequential else q for n, q in self.offered.items()}
+        recipes = [only(layer, quick[scheme], self.names).restricted(self.skip) for layer, scheme in pairs]
         source = (self.run.folder / trials.FLOAT).stat().st_size
         natives = {op.name: op.native for op in self.run.graph.ops}
         for (layer, scheme), found in zip(pairs, self.run.try_all("sensitivity", recipes, scored=False), strict=True):
