@@ -106,6 +106,24 @@ def test_one_pair_gets_the_closed_form(seed):
     np.testing.assert_allclose(np.abs(b).max(axis=0), wanted, rtol=1e-5)
 
 
+def test_a_bias_that_layers_share_matters_only_where_it_would_be_scaled(tmp_path):
+    """Converters give all layers without a bias the same zeros."""
+    rng, net = np.random.default_rng(0), Net()
+    x, zeros = net.input((1, 4)), net.constant(np.zeros(4, np.float32))
+    relu = ("FullyConnectedOptions", {"fused_activation_function": 1})
+    for name, bias in (("a", net.constant(np.ones(4, np.float32))), ("b", zeros), ("c", zeros)):
+        weight = net.constant((rng.normal(size=(4, 4)) * rng.uniform(0.01, 10, (4, 1))).astype(np.float32))
+        x = net.then("FULLY_CONNECTED", [x, weight, bias], (1, 4), relu, name)
+    net.outputs.append(x)
+    model = net.finish()
+    found = equalize(view(model))
+    assert found.pairs == (("a", "b"),)
+    assert found.left == {"its weights are shared or integers": 2}
+    samples = rng.normal(size=(5, 4)).astype(np.float32)
+    before, after = (outputs(m, samples, tmp_path) for m in (model, set_constants(model, found.constants)))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
 def test_dead_channels_are_left_alone(tmp_path):
     net = Net()
     x, weight = net.input((1, 3)), np.array([[0, 0, 0], [1, 2, 3]], np.float32)

@@ -383,6 +383,8 @@ def test_rounding_works_in_blocks_too():
     errors = {r: next(iter(m.report.verification.difference.values())) for r, m in made.items()}
     assert errors["gptq"] < errors["nearest"]
     assert any(row.form == "dynamic-int4-block" for row in made["gptq"].report.rows)
+    assert any("rounded (gptq)" in note and "on others" in note for note in made["gptq"].report.notes)
+    assert not made["nearest"].report.notes
 
 
 @pytest.mark.parametrize("border", ["int8", "uint8", "int16"])

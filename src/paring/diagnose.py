@@ -1,4 +1,4 @@
-"""What statistics and a solution say against a plan: tensors that one grid drowns, operators that kernels cannot serve."""
+"""What is to be said against a plan: tensors that one grid drowns, kernels that cannot serve, samples that flatter."""
 
 from __future__ import annotations
 
@@ -49,3 +49,13 @@ def unreachable(plan: Plan, solution: Solution) -> dict[OpId, str]:
             bound = f"at least {low:g}" if top / out < low else f"below {high:g}"
             found[edit.op] = f"its scales are out of the kernels' reach (ratio {top / out:.3g}, right {bound})"
     return found
+
+
+def fitted(plan: Plan) -> tuple[str, ...]:
+    """What to say beside the difference of a model whose weights were rounded by the samples it is measured on."""
+    found = {d.settings.rounding for d in plan.decisions if d.settings is not None and d.settings.sequential}
+    said = (
+        f"weights were rounded ({', '.join(sorted(found))}) so that these samples suffer least: on others the difference is "
+        "larger, with few samples by far (paring bench --data measures on others)"
+    )
+    return (said,) if found else ()

@@ -130,7 +130,7 @@ def _partner(graph: Graph, op: Op, users: Mapping[TensorId, list[tuple[Op, int]]
         if int(reader.params.get("fused_activation_function", 0) or 0) not in _FUSED:
             return "an activation with a fixed point follows"
         tensor = reader.outputs[0]
-    second = _side(graph, reader, users)
+    second = _side(graph, reader, users, last=True)
     if isinstance(second, str):
         return second
     channels = graph.tensors[first.weight].shape[first.use.axis or 0]
@@ -141,12 +141,13 @@ def _partner(graph: Graph, op: Op, users: Mapping[TensorId, list[tuple[Op, int]]
     return first, second
 
 
-def _side(graph: Graph, op: Op, users: Mapping[TensorId, list[tuple[Op, int]]]) -> _Side | str:
+def _side(graph: Graph, op: Op, users: Mapping[TensorId, list[tuple[Op, int]]], *, last: bool = False) -> _Side | str:
+    """One layer's constants, or why they cannot be scaled; the `last` of a pair keeps its bias."""
     found = list(graph.weights_of(op))
     if len(found) != 1 or found[0][0].axis is None:
         return "its weights are computed at run time or stored otherwise"
     use, tensor = found[0]
-    bias = op.inputs[use.bias] if use.bias is not None and use.bias < len(op.inputs) else None
+    bias = op.inputs[use.bias] if use.bias is not None and use.bias < len(op.inputs) and not last else None
     for constant in (tensor.id, bias):
         weight = graph.tensors[constant].weight if constant is not None else None
         if constant is not None and (weight is None or graph.tensors[constant].quantization is not None):

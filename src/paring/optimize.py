@@ -13,7 +13,7 @@ from paring.calibrate import calibrate
 from paring.calibration import HISTOGRAM, Statistics
 from paring.data import Feed, feeds
 from paring.decision import CONVERSIONS, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY, Decision, Plan
-from paring.diagnose import diagnose, unreachable
+from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.formats import load
@@ -220,7 +220,7 @@ def optimize(
             *evened,
             *_notes(model, made, found, given, data),
             *_still_float(graph, chosen, solution),
-            *(verification.notes if verification is not None else ()),
+            *((*verification.notes, *fitted(made)) if verification is not None else ()),
         ),
     )
     return Result(changed, report, made, found)
