@@ -205,7 +205,8 @@ class _Maker:
         return Comparison(
             source=self.models[0].path, optimized=self.models[1].path, samples=self.samples,
             given=real, layers=layers, ranking=told.ranking, outputs=self.outputs,
-            agreement=self.agreement, recipe=recipe, exempt=told.exempt if real else "", unmatched=tuple(unit.name for unit in found),
+            agreement=self.agreement, recipe=recipe, exempt=told.exempt if real else "",
+            unmatched=tuple(unit.name for unit in found),
             notes=tuple(dict.fromkeys(notes)), culprits=told.culprits if real else (),
         )  # fmt: skip
 
