@@ -50,7 +50,7 @@ def as_data(command: str, body: Any) -> dict[str, Any]:
     from paring import __version__
 
     fields = asdict(body) if is_dataclass(body) and not isinstance(body, type) else dict(body)
-    found: dict[str, Any] = _finite({"paring": __version__, "command": command, **fields})
+    found: dict[str, Any] = finite({"paring": __version__, "command": command, **fields})
     return found
 
 
@@ -85,11 +85,12 @@ def write(path: Path, data: Mapping[str, Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with null for infinity and not-a-number, which JSON has no words for."""
     if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -104,4 +105,4 @@ def _cpu() -> str:
     return f"{found.get('model name', platform.machine())} ({' '.join(known)})"
 
 
-__all__ = ["as_data", "check_target", "environment", "write"]
+__all__ = ["as_data", "check_target", "environment", "finite", "write"]

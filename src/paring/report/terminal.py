@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paring.measure.store import finite
 from paring.optimize import Report
 from paring.plan import CONSTANT, FLOAT
 from paring.verify import PATH_NAMES, PATHS, Verification
@@ -35,16 +35,7 @@ def to_data(report: Report) -> dict[str, Any]:
 
 def to_json(report: Report) -> str:
     """The report as JSON text."""
-    return json.dumps(_finite(to_data(report)), indent=1, default=float, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for infinity and not-a-number, which JSON has no words for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(finite(to_data(report)), indent=1, default=float, allow_nan=False)
 
 
 def short_name(name: str, width: int = 46) -> str:

@@ -152,6 +152,11 @@ class _Search:
         self.options: dict[str, list[Option]] = {}
         self.refused: Counter[str] = Counter()
 
+    @property
+    def width(self) -> int:
+        """How many candidates are worth asking for at a time."""
+        return max(2, self.run.pool.width if self.run.pool is not None else 1)
+
     def recipe(self, allocation: Allocation) -> Recipe:
         name = f"tuned {Path(self.run.model.path).stem}"
         return recipe_of(allocation, self.offered, self.skip, name, self.names)
@@ -169,8 +174,7 @@ class _Search:
         whole = [self.uniform(scheme) for scheme in self.offered]
         self.measure(list(dict.fromkeys([*whole, rungs[0], rungs[-1]])))
         if self.bounds.drop is not None:
-            width = max(2, self.run.pool.width if self.run.pool is not None else 1)
-            first = first_right(len(rungs), lambda places: self.right([rungs[p] for p in places]), width)
+            first = first_right(len(rungs), lambda places: self.right([rungs[p] for p in places]), self.width)
             # Errors only nearly add up, so a smaller one may keep the bound too: some of those below, and a neighbour.
             below = range(len(rungs) if first is None else first)
             places = {round(p) for p in np.linspace(0, max(0, len(below) - 1), min(BELOW, len(below)))}
@@ -291,8 +295,7 @@ class _Search:
         """Single layers a scheme smaller, as long as that keeps the bounds; the ladder's errors only nearly add up."""
         tried = 0
         while tried < STEPS_BACK:
-            width = max(2, self.run.pool.width if self.run.pool is not None else 1)
-            steps = [a for a in smaller(best, self.options) if a not in self.outcomes][:width]
+            steps = [a for a in smaller(best, self.options) if a not in self.outcomes][: self.width]
             if not steps:
                 break
             tried += len(steps)
