@@ -63,3 +63,27 @@ def litert_quantizer() -> ModuleType:
     return need_module(
         "litert-quantizer", "litert_quantizer", "not installed; `pip install litert-quantizer` on Python 3.11 or later"
     )
+
+
+@pytest.fixture(scope="session")
+def native() -> ModuleType:
+    """`paring.runtime.native`, where there is a library to go with it."""
+    return need_native()
+
+
+def need_native() -> ModuleType:
+    from paring.runtime import native
+
+    try:
+        native.delegate_path()
+    except native.NativeError as error:
+        needs("native", str(error))
+    return native
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Examples in docstrings take no fixture: these run the native library."""
+    if isinstance(item, pytest.DoctestItem) and item.name.startswith(
+        ("paring.runtime.native.", "paring.runtime.interp")
+    ):
+        need_native()
