@@ -42,6 +42,7 @@ class Kernel:
       bytes: Of one stored weight, with its share of the index.
       mask: Bytes for every weight, zero or not.
       start: Cycles to begin.
+      kinds: Of operators.
       pointwise: Only layers whose kernel is 1x1 with stride 1.
       positions: Least and most output pixels (or rows) that it is meant for.
     """
@@ -54,6 +55,7 @@ class Kernel:
     bytes: float = 4.0
     mask: float = 0.0
     start: float = 0.0
+    kinds: tuple[str, ...] = KINDS
     pointwise: bool = False
     positions: tuple[int, int] = (1, 2**40)
 
@@ -254,9 +256,9 @@ def choose(target: Target, layer: Layer) -> tuple[str | None, str]:
         return None, reason
     able = [kernel for kernel in target.kernels if kernel.serves(layer)]
     if not able:
-        return None, f"{target.name} has no sparse kernel for {layer.dtype} layers like this one"
+        return None, f"no sparse kernel for a {layer.kind} of this shape"
     if not all(kernel.macs for kernel in able):
-        return able[0].pattern, target.summary
+        return able[0].pattern, "how much it gains is not measured"
     gains = {kernel.pattern: speed_up(target, layer, {kernel.pattern: 1 - _USUAL}) for kernel in able}
     best = max(gains.values())
     if best < WORTH:
@@ -296,8 +298,7 @@ def predict(
     chosen, layer = find(target), layer_of(op, weight_shape, positions, dtype)
     if _refusal(chosen, layer):
         return 1.0
-    able = [kernel for kernel in chosen.kernels if kernel.serves(layer)]
-    if any(not kernel.macs for kernel in able):
+    if any(not kernel.macs for kernel in chosen.kernels if kernel.serves(layer)):
         return None
     return speed_up(chosen, layer, {pattern: 1 - sparsity, UNSTRUCTURED: 1 - sparsity})
 
@@ -404,9 +405,8 @@ TARGETS: Mapping[str, Target] = {
             "network that begins with a 3x3 convolution of stride 2 over 3 channels and ends with a mean over the image; not "
             "measured by us, 1.2 to 2.4 times for whole networks as published",
             kernels=(
-                Kernel("float32", "4x1", pointwise=True, positions=(2, 2**40)),
-                Kernel("float32", "2x1", pointwise=True, positions=(2, 2**40)),
-                Kernel("float32", UNSTRUCTURED, pointwise=True, positions=(2, 2**40)),
+                Kernel("float32", "4x1", kinds=("conv2d",), pointwise=True),
+                Kernel("float32", UNSTRUCTURED, kinds=("conv2d",), pointwise=True),
             ),
         ),
         # TensorFlow's MatMul and Conv2D have dense weights only.
