@@ -16,6 +16,7 @@ BLOCKS = ((16, 4), (8, 4), (16, 1), (8, 1), (4, 4), (4, 1))
 COVERED = 0.97
 """Share of the zeros that must lie in zero blocks for blocks to be the pattern: few weights round to zero by chance."""
 
+_CHANCE = 0.05  # share of weights that may be zero by chance where a pattern keeps them
 FEW = 0.02  # share of zeros that says nothing
 _GROUPS = ((1, 4), (2, 4), (2, 8), (4, 8), (4, 16), (8, 16))  # N of every M kept, sparsest first for each M
 
@@ -118,7 +119,8 @@ def _name(nonzero: np.ndarray, zeros: float, covered: dict[str, float]) -> str:
             return name
     inputs = nonzero.shape[2]
     for kept, of in _GROUPS:
-        # At most: a weight that was kept may be zero by itself.
-        if inputs % of == 0 and nonzero.reshape(-1, of).sum(axis=1).max() <= kept:
+        # At most so many: a weight that was kept may be zero by itself. But many more zeros are another pattern's.
+        few = zeros <= 1 - kept / of + _CHANCE
+        if few and inputs % of == 0 and nonzero.reshape(-1, of).sum(axis=1).max() <= kept:
             return f"{kept}:{of}"
     return UNSTRUCTURED
