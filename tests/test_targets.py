@@ -13,10 +13,12 @@ from models import Net
 
 from paring.cli import main
 from paring.errors import InputError
+from paring.formats import load
+from paring.formats.tflite.view import view
 from paring.graph import Op
 from paring.layer import Layer, laid_out, layer_of, layers_of
 from paring.measure.gains import gains, together
-from paring.patterns import BLOCKS, UNSTRUCTURED, block_name, detect, parse_block
+from paring.patterns import BLOCKS, UNSTRUCTURED, block_name, detect
 from paring.targets import TARGETS, find, predict, sparse_choice, speed_up
 
 X86 = tuple(name for name in TARGETS if name.startswith("x86-"))
@@ -83,13 +85,6 @@ def test_what_a_kernel_reads_is_what_slices_say(outputs, taps, inputs, density, 
                     part = weight[top : top + high, tap, left : left + wide]
                     read += part.size if part.any() else 0
         assert found.stored[block_name((high, wide))] == pytest.approx(read / weight.size)
-
-
-def test_pattern_names():
-    assert [parse_block(name) for name in ("16x1", "4x4", "unstructured", "2:4")] == [(16, 1), (4, 4), (1, 1), (1, 1)]
-    for name in ("", "x1", "16x", "0x4", "16 x 1", "2:", "blocks"):
-        with pytest.raises(InputError, match="unknown pattern"):
-            parse_block(name)
 
 
 # -- targets -----------------------------------------------------------------------------------------------------------
@@ -172,9 +167,16 @@ def test_predictions_are_never_below_one_nor_beyond_the_work_saved(
 
 
 def test_matrix_products_are_laid_out_by_their_outputs():
+    net = Net()
+    x = net.input((1, 7, 64), name="x")
+    for name, shape, options in (("a", (64, 40), {}), ("b", (48, 40), {"adj_y": True})):
+        x = net.then("BATCH_MATMUL", [x, net.constant(pruned(shape, (1, 1), 0.3))], (1, 7, 40 if name == "a" else 48),
+                     ("BatchMatMulOptions", options), name)  # fmt: skip
+    net.outputs = [x]
+    graph = view(net.finish())
+    first, second = (layer for o in graph.ops for _, layer in layers_of(graph, o))
+    assert first == Layer("matmul", 40, 64, 1, 7) and second == Layer("matmul", 48, 40, 1, 7)
     weight = np.arange(2 * 3 * 5).reshape(2, 3, 5)
-    assert layer_of(op("matmul"), weight.shape, 7, "float32") == Layer("matmul", 5, 3, 1, 7, "float32", groups=2)
-    assert layer_of(op("matmul", adj_y=True), weight.shape, 7, "float32").outputs == 3
     np.testing.assert_array_equal(laid_out(op("matmul"), weight)[5], weight[1, :, 0][None])
     np.testing.assert_array_equal(laid_out(op("matmul", adj_y=True), weight)[3], weight[1, 0][None])
     assert laid_out(op("depthwise_conv2d"), np.zeros((1, 3, 3, 8))).shape == (8, 9, 1)
@@ -197,8 +199,6 @@ def network() -> Net:
 
 
 def test_gains_of_a_model():
-    from paring.formats.tflite.view import view
-
     graph = view(network().finish())
     rows = {row.name: row for row in gains(graph, "x86-avx512")}
     assert list(rows) == ["conv", "wide", "last"]
@@ -250,9 +250,6 @@ def test_inspect_refuses_an_unknown_target(monkeypatch, capsys):
 
 
 def test_sparse_weights_count_as_what_they_are(shared):
-    from paring.formats import load
-    from paring.formats.tflite.view import view
-
     rows = gains(view(load(shared / "models" / "face_detection_full_range_sparse.tflite"), densify=True), "x86-avx512")
     pruned_rows = [row for row in rows if row.zeros > 0.5]
     assert len(pruned_rows) > 20 and all(row.kind == "conv2d" for row in pruned_rows)

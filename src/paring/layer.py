@@ -56,28 +56,29 @@ class Layer:
         return self.taps == 1 and not self.strided
 
 
-def layer_of(op: Op, weight_shape: Sequence[int], positions: int, dtype: str, channels: int = 0) -> Layer:
+def layer_of(
+    op: Op, weight_shape: Sequence[int], positions: int, dtype: str, *, channels: int = 0, groups: int = 1
+) -> Layer:
     """The layer that an operator is.
 
     Args:
-      op: Its kind and params say how the weights lie.
-      weight_shape: OHWI, [outputs, inputs], or [..., inputs, outputs] (turned round with `adj_y`) of a matmul.
+      op: Its kind, strides and dilations.
+      weight_shape: Outputs first: OHWI or [outputs, inputs], those of a matrix product turned round where need be.
       positions: Output pixels, or rows, of one run.
       dtype: See `Layer`.
       channels: Of its input, where known: more than the weights read means groups.
+      groups: Where they are known otherwise.
 
     >>> op = Op((0, 0), "fc", "dense", "FULLY_CONNECTED", (), ())
     >>> layer_of(op, (128, 64), 1, "float32").weights
     8192
     """
-    shape, params = tuple(weight_shape), op.params
-    if op.kind == "matmul":
-        inputs, outputs = shape[-2:][::-1] if params.get("adj_y") else shape[-2:]
-        return Layer(op.kind, outputs, inputs, 1, positions, dtype, groups=prod(shape[:-2]))
+    shape = tuple(weight_shape)
     if op.kind == "depthwise_conv2d":
         return Layer(op.kind, shape[-1], 1, prod(shape[:-1]), positions, dtype, groups=shape[-1])
-    steps = [params.get(name) or 1 for name in ("stride_w", "stride_h", "dilation_w_factor", "dilation_h_factor")]
-    groups = channels // shape[-1] if op.kind == "conv2d" and channels > shape[-1] > 0 else 1
+    steps = [op.params.get(name) or 1 for name in ("stride_w", "stride_h", "dilation_w_factor", "dilation_h_factor")]
+    if op.kind == "conv2d" and channels > shape[-1] > 0:
+        groups = channels // shape[-1]
     return Layer(op.kind, shape[0], shape[-1], prod(shape[1:-1]), positions, dtype, max(steps) > 1, groups)
 
 
@@ -115,6 +116,9 @@ def layers_of(graph: Graph, op: Op) -> list[tuple[WeightUse, Layer]]:
                 if (read, tensor.weight.dtype) == ("float32", "int8")
                 else f"{read} x {tensor.weight.dtype}"
             )
+        shape, groups = tensor.weight.shape, 1
+        if op.kind == "matmul":
+            shape, groups = shape[-2:] if op.params.get("adj_y") else shape[:-3:-1], prod(shape[:-2])
         channels = given.shape[-1] if given is not None and given.shape else 0
-        found.append((use, layer_of(op, tensor.weight.shape, positions, dtype, channels)))
+        found.append((use, layer_of(op, shape, positions, dtype, channels=channels, groups=groups)))
     return found

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
-
-from paring.errors import InputError
 
 UNSTRUCTURED = "unstructured"
 BLOCKS = ((16, 4), (8, 4), (16, 1), (8, 1), (4, 4), (4, 1))
@@ -46,25 +43,6 @@ def block_name(block: tuple[int, int]) -> str:
     '16x4'
     """
     return f"{block[0]}x{block[1]}"
-
-
-def parse_block(pattern: str) -> tuple[int, int]:
-    """Outputs and inputs of a block of zeros; a single element where there is none.
-
-    Args:
-      pattern: `16x1` and the like, `2:4` and the like, or `unstructured`.
-
-    Raises:
-      InputError: It is none of these.
-
-    >>> parse_block("16x4"), parse_block("unstructured"), parse_block("2:4")
-    ((16, 4), (1, 1), (1, 1))
-    """
-    if block := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", pattern):
-        return int(block[1]), int(block[2])
-    if pattern != UNSTRUCTURED and not re.fullmatch(r"[1-9]\d*:[1-9]\d*", pattern):
-        raise InputError("unknown pattern", where=pattern, expected="16x1, 16x4, ..., 2:4, ... or unstructured")
-    return 1, 1
 
 
 def detect(weight: np.ndarray) -> Found:

@@ -142,7 +142,7 @@ def sparse_choice(
     Args:
       target: A name of `TARGETS`.
       op: The operator.
-      weight_shape: Of its weights, as `layer_of` takes it.
+      weight_shape: Of its weights, outputs first: OHWI or [outputs, inputs].
       positions: Output pixels, or rows, of one run.
       dtype: As the model will run: `float32`, `int8` (activations too) or `dynamic-int8` (float activations).
 
@@ -189,7 +189,7 @@ def predict(
     Args:
       target: A name of `TARGETS`.
       op: The operator.
-      weight_shape: Of its weights, as `layer_of` takes it.
+      weight_shape: Of its weights, outputs first: OHWI or [outputs, inputs].
       positions: Output pixels, or rows, of one run.
       dtype: See `sparse_choice`.
       pattern: The pattern that the zeros form.
