@@ -1,6 +1,8 @@
 # make demo   the whole story on a small real model
 # make test   linters, types and tests, against the installed package
 # make lint   linters and types only
+# make native the native library in build/native, for running from source: PARING_LIBRARY=build/native/libparing.so
+# make native-test  its tests, plain and under the address, undefined behaviour and thread sanitizers
 # make clean  removes what these made
 #
 # PYTHON      the interpreter that .venv is made with: 3.10 to 3.13
@@ -14,24 +16,41 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What the installed package is made of: a change of any of these installs it again.
-SOURCES := pyproject.toml LICENSE README.md $(shell find src -type f -not -name '*.pyc')
+SOURCES := pyproject.toml LICENSE README.md $(shell find src native -type f -not -name '*.pyc')
+# Objects of the native library outlive an installation, so that a changed Python file compiles nothing.
+export SKBUILD_BUILD_DIR := build/install
 
 # An inherited PYTHONPATH would put another copy of paring before the installed one.
 unexport PYTHONPATH
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint native native-quick native-test clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/paring demo
 
-test: lint
+test: lint $(if $(and $(shell command -v cmake),$(shell command -v $(or $(CXX),c++))),native-quick)
 	$(BIN)/python -m pytest -n $(JOBS) tests --pyargs paring
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+native:
+	cmake -S native -B build/native
+	cmake --build build/native -j $(JOBS)
+
+native-quick: build/tests/.built
+	ctest --test-dir build/tests --output-on-failure
+
+native-test: build/tests/.built build/tests-address/.built build/tests-thread/.built
+	for kind in "" -address -thread; do ctest --test-dir build/tests$$kind --output-on-failure || exit 1; done
+
+build/tests/.built build/tests-address/.built build/tests-thread/.built: $(shell find native -type f)
+	cmake -S native -B $(@D) -DPARING_TESTS=ON -DPARING_SANITIZE=$(patsubst build/tests-%/.built,%,$(filter-out build/tests/.built,$@))
+	cmake --build $(@D) -j $(JOBS)
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -10,7 +10,7 @@
 namespace paring {
 
 struct RegionOp {
-  enum Kind { conv, depthwise, add, pad };
+  enum class Kind { conv, depthwise, add, pad };
   Kind kind;
   int x, x2;          // values that it reads; x2 for add only, else -1
   int y;              // the value that it makes

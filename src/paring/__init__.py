@@ -6,6 +6,7 @@ from paring.measure.bench import bench
 from paring.measure.compare import compare
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
+from paring.runtime.native import delegate_path
 from paring.tuning import Tuned, tune
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "__version__",
     "bench",
     "compare",
+    "delegate_path",
     "load",
     "optimize",
     "tune",
