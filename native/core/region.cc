@@ -62,7 +62,7 @@ struct Place {
   size_t at = 0;            // own: floats
   int made = -1, last = -1; // stages
 };
-struct Buffer { std::tuple<int, int, int, size_t> key; size_t floats; int busy_until; size_t at; };
+struct Buffer { std::tuple<int, int, int, size_t, size_t> key; size_t floats; int busy_until; size_t at; };
 
 // Steps that run one behind the other on a tile before the next tile; or one step, split into panels of channels.
 struct Stage { std::vector<int> steps; int resolution = 0, tiles = 1, panels = 1; size_t own = 0, bytes = 0; };
@@ -250,7 +250,7 @@ bool PlaneRegion::place(std::string* message) {
         continue;
       }
       // Where surroundings are zeros, only a value of the very same geometry may follow in the buffer.
-      auto key = v.halo ? std::make_tuple(v.resolution, v.h, v.w, v.stride) : std::make_tuple(-1, 0, 0, size_t(0));
+      auto key = v.halo ? std::make_tuple(v.resolution, v.h, v.w, v.stride, v.lead) : std::make_tuple(-1, 0, 0, size_t(0), size_t(0));
       size_t floats = v.planes ? v.lead + channels(v) * v.stride + v.behind : pixels * channels(v) * size_t(stage.tiles);
       Buffer* best = nullptr;
       auto worse = [&](const Buffer& a, const Buffer& b) {   // the least growth, then the least waste
@@ -422,23 +422,23 @@ Region* Region::create(const std::vector<RegionOp>& ops, const std::vector<int>&
   for (size_t i = 0; i < ops.size(); i++) {
     RegionOp op = ops[i];
     auto x = number.find(op.x), x2 = number.find(op.x2);
-    if (x == number.end() || (op.kind == RegionOp::add && x2 == number.end())) return fail(i, "expected values that were made before");
+    if (x == number.end() || (op.kind == RegionOp::Kind::add && x2 == number.end())) return fail(i, "expected values that were made before");
     op.x = x->second;
-    op.x2 = op.kind == RegionOp::add ? x2->second : -1;
+    op.x2 = op.kind == RegionOp::Kind::add ? x2->second : -1;
     auto y = number.emplace(op.y, int(number.size()));
     if (!y.second) return fail(i, "expected a value of its own to make");
     op.y = y.first->second;
     const paring_conv& c = op.conv;
-    if (op.kind == RegionOp::conv || op.kind == RegionOp::depthwise) {
+    if (op.kind == RegionOp::Kind::conv || op.kind == RegionOp::Kind::depthwise) {
       if (c.type != PARING_F32) return fail(i, "expected float32");
       if (c.outputs < 1 || c.inputs < 1 || c.kernel_h < 1 || c.kernel_w < 1 || c.stride_h < 1 || c.stride_w < 1 || c.dilation_h < 1 || c.dilation_w < 1)
         return fail(i, "expected sizes from 1");
-      if (op.kind == RegionOp::conv) region->sparse[int(i)] = pack_sparse(c);
+      if (op.kind == RegionOp::Kind::conv) region->sparse[int(i)] = pack_sparse(c);
       else if (c.inputs != c.outputs) return fail(i, "expected as many outputs as inputs");
       else region->depthwise[int(i)] = pack_depthwise(c);
       op.conv.weights = op.conv.bias = nullptr;
     }
-    if (op.kind == RegionOp::pad && (op.before_h < 0 || op.after_h < 0 || op.before_w < 0 || op.after_w < 0)) return fail(i, "expected paddings from 0");
+    if (op.kind == RegionOp::Kind::pad && (op.before_h < 0 || op.after_h < 0 || op.before_w < 0 || op.after_w < 0)) return fail(i, "expected paddings from 0");
     region->ops.push_back(op);
   }
   for (int v : outputs) {
