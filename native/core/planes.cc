@@ -114,9 +114,9 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
 
 using Conv = void (*)(const PlaneConv&, const float*, float*, const float*);
 #if defined(__AVX512F__)
-constexpr int block_vectors = 6, line_vectors = 8;
-const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>, conv1<6, 2>, conv1<7, 2>, conv1<8, 2>};
-const Conv conv4s[] = {nullptr, conv4<1>, conv4<2>, conv4<3>, conv4<4>, conv4<5>, conv4<6>};
+constexpr int block_vectors = 5, line_vectors = 5;   // an odd number of cache lines from channel to channel spreads them over the sets
+const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>};
+const Conv conv4s[] = {nullptr, conv4<1>, conv4<2>, conv4<3>, conv4<4>, conv4<5>};
 #else
 constexpr int block_vectors = 3, line_vectors = 6;   // 16 registers: 12 sums, 3 loads, a broadcast
 const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>, conv1<6, 2>};

@@ -128,7 +128,7 @@ class PlaneRegion final : public Region {
 int env(const char* n, int d) { const char* s = std::getenv(n); return s ? atoi(s) : d; }
 
 void PlaneRegion::cut_tiles() {
-  const int T4 = env("T4", kernels_->width == 16 ? 5 : kernels_->block_vectors), T1 = env("T1", kernels_->width == 16 ? 5 : kernels_->line_vectors);
+  const int T4 = env("T4", kernels_->block_vectors), T1 = env("T1", kernels_->line_vectors);
   std::vector<int> most(plan_.resolutions.size(), 0);
   for (const PlaneStep& s : plan_.steps) {
     if (s.kind != PlaneStep::conv) continue;
@@ -161,7 +161,7 @@ int PlaneRegion::passes(const PlaneStep& s, int rows, bool copy) {
   int64_t pixels = int64_t(most) * kernels_->width, row = pixels + (x1 - x0) + (x1 > x0 ? 8 : 0);
   int64_t floats = std::min(row * (y1 - y0 + 1), row + int64_t(y1 - y0) * r.pitch) * s.planes;
   if (copy) floats = pixels * int64_t(s.taps.size());
-  int64_t budget = int64_t(caches().l1) * (rows == 4 ? env("B4", 300) : env("B1", 75)) / 100 / 4;
+  int64_t budget = int64_t(caches().l1) * (rows == 4 ? env("B4", 300) : copy || kernels_->width < 16 ? 100 : 150) / 100 / 4;
   int64_t fit = std::max<int64_t>(budget / floats, 1), inputs = sparse.at(s.op).inputs;
   return int((inputs + fit - 1) / fit);
 }
