@@ -65,7 +65,16 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
   const int32_t* off = c.offsets;
   const float* w = c.values;
   const PlaneGroup* g = c.groups;
-  for (int pass = 0; pass < c.passes; pass++)
+  const int32_t* source = c.sources;
+  const float* from = x;
+  for (int pass = 0; pass < c.passes; pass++) {
+    if (source) {
+      float* to = c.copies;
+      for (const int32_t* end = c.sources + c.source_ends[pass]; source < end; source++, to += c.copy_stride)
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) store(to + j * width, load(at(x, *source) + j * width));
+      from = c.copies;
+    }
     for (int k = 0; k < c.group_count; k++, g++) {
       float* out = y + size_t(g->output) * c.y_stride;
       F a[SETS][N];
@@ -79,14 +88,14 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
       for (; end - off >= SETS; off += SETS, w += SETS) {
 #pragma GCC unroll 4
         for (int s = 0; s < SETS; s++) {
-          const float* p = at(x, off[s]);
+          const float* p = at(from, off[s]);
           F b = all(w[s]);
 #pragma GCC unroll 8
           for (int j = 0; j < N; j++) a[s][j] = madd(b, load(p + j * width), a[s][j]);
         }
       }
       for (; off < end; off++, w++) {
-        const float* p = at(x, *off);
+        const float* p = at(from, *off);
         F b = all(*w);
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) a[0][j] = madd(b, load(p + j * width), a[0][j]);
@@ -100,6 +109,7 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
         store(out + j * width, last ? finish(r, low, high, mask ? mask + j * width : nullptr) : r);
       }
     }
+  }
 }
 
 using Conv = void (*)(const PlaneConv&, const float*, float*, const float*);

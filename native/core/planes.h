@@ -21,6 +21,12 @@ struct PlaneConv {
   float* y;
   size_t y_stride;              // floats from channel to channel
   const float* mask;            // all bits set where a pixel is, none in the gaps; null where gaps need not be zero
+  // Where not null: what `offsets` would read is first copied side by side, pass by pass, for lines that straddle two cache
+  // lines take half as long again. Bytes from a pixel for each (input, tap), where each pass ends, and room for one pass.
+  const int32_t* sources;
+  const int32_t* source_ends;
+  float* copies;
+  size_t copy_stride;           // floats
 };
 
 struct PlaneDepthwise {

@@ -62,7 +62,7 @@ struct Place {
   size_t at = 0;            // own: floats
   int made = -1, last = -1; // stages
 };
-struct Buffer { std::tuple<int, int, int, size_t> key; size_t floats; int busy_until; size_t at; };
+struct Buffer { std::tuple<int, int, int, size_t, size_t> key; size_t floats; int busy_until; size_t at; };
 
 // Steps that run one behind the other on a tile before the next tile; or one step, split into panels of channels.
 struct Stage { std::vector<int> steps; int resolution = 0, tiles = 1, panels = 1; size_t own = 0, bytes = 0; };
@@ -105,7 +105,8 @@ class PlaneRegion final : public Region {
   bool bind(std::string* message);
   void make_stages();
   bool place(std::string* message);
-  int passes(const PlaneStep& s, int rows);
+  bool copies(const PlaneStep& s, const SparseWeights& w);
+  int passes(const PlaneStep& s, int rows, bool copy);
   float* at(int v, int tile, int slot, size_t* stride);
   void run_stage(const Stage& stage, const void* const* in, void* const* out);
   void run_step(const PlaneStep& s, const Stage& stage, int index, int tile, int panel, int slot, const void* const* in, void* const* out);
@@ -121,7 +122,7 @@ class PlaneRegion final : public Region {
   std::vector<Place> places_;               // by value
   std::vector<Buffer> buffers_;
   Memory memory_;
-  size_t own_at_ = 0, own_floats_ = 0;
+  size_t own_at_ = 0, own_floats_ = 0, copy_floats_ = 0;   // of a task: its values behind its copies
 };
 
 int env(const char* n, int d) { const char* s = std::getenv(n); return s ? atoi(s) : d; }
@@ -147,7 +148,10 @@ void PlaneRegion::cut_tiles() {
 }
 
 // How many parts the input channels are read in, so that the tile's pixels of one part stay in the nearest cache.
-int PlaneRegion::passes(const PlaneStep& s, int rows) {
+bool PlaneRegion::copies(const PlaneStep& s, const SparseWeights& w) {
+  return w.rows == 1 && !s.pointwise() && w.blocks() > env("CP", 12) * int64_t(w.inputs) * w.taps;
+}
+int PlaneRegion::passes(const PlaneStep& s, int rows, bool copy) {
   const PlaneValue& x = value(s.x);
   const PlaneResolution& r = resolution(x.resolution);
   int most = rows == 4 ? kernels_->block_vectors : kernels_->line_vectors;
@@ -156,6 +160,7 @@ int PlaneRegion::passes(const PlaneStep& s, int rows) {
   for (const PlaneTap& t : s.taps) { y0 = std::min(y0, t.dy); y1 = std::max(y1, t.dy); x0 = std::min(x0, t.dx); x1 = std::max(x1, t.dx); }
   int64_t pixels = int64_t(most) * kernels_->width, row = pixels + (x1 - x0) + (x1 > x0 ? 8 : 0);
   int64_t floats = std::min(row * (y1 - y0 + 1), row + int64_t(y1 - y0) * r.pitch) * s.planes;
+  if (copy) floats = pixels * int64_t(s.taps.size());
   int64_t budget = int64_t(caches().l1) * (rows == 4 ? env("B4", 300) : env("B1", 75)) / 100 / 4;
   int64_t fit = std::max<int64_t>(budget / floats, 1), inputs = sparse.at(s.op).inputs;
   return int((inputs + fit - 1) / fit);
@@ -164,6 +169,7 @@ int PlaneRegion::passes(const PlaneStep& s, int rows) {
 bool PlaneRegion::bind(std::string* message) {
   bound_.assign(plan_.steps.size(), BoundWeights());
   offsets_.assign(plan_.steps.size(), {});
+  copy_floats_ = 0;
   for (size_t i = 0; i < plan_.steps.size(); i++) {
     const PlaneStep& s = plan_.steps[i];
     if (s.kind != PlaneStep::conv && s.kind != PlaneStep::depthwise) continue;
@@ -174,7 +180,12 @@ bool PlaneRegion::bind(std::string* message) {
     if (s.kind == PlaneStep::conv) {
       const SparseWeights& w = sparse.at(s.op);
       int panels = r.tiles >= threads_ ? 1 : std::min(int(w.ends.size()), (2 * threads_ + r.tiles - 1) / r.tiles);
-      fits = bind_weights(w, s.taps, s.planes, r.pitch, stride, passes(s, w.rows), panels, &bound_[i]);
+      const bool copy = copies(s, w);
+      const int vectors = std::min(r.tile_vectors, kernels_->line_vectors);
+      fits = bind_weights(w, s.taps, s.planes, r.pitch, stride, passes(s, w.rows, copy), panels, copy ? size_t(vectors) * size_t(kernels_->width) : 0, &bound_[i]);
+      const BoundWeights& b = bound_[i];
+      for (size_t k = 0; k < b.source_ends.size(); k++)
+        copy_floats_ = std::max(copy_floats_, size_t(b.source_ends[k] - (k ? b.source_ends[k - 1] : 0)) * b.copy_stride);
     } else {
       for (const PlaneTap& t : s.taps) {
         int64_t offset = (t.plane * int64_t(stride) + int64_t(t.dy) * r.pitch + t.dx) * 4;
@@ -250,7 +261,7 @@ bool PlaneRegion::place(std::string* message) {
         continue;
       }
       // Where surroundings are zeros, only a value of the very same geometry may follow in the buffer.
-      auto key = v.halo ? std::make_tuple(v.resolution, v.h, v.w, v.stride) : std::make_tuple(-1, 0, 0, size_t(0));
+      auto key = v.halo ? std::make_tuple(v.resolution, v.h, v.w, v.stride, v.lead) : std::make_tuple(-1, 0, 0, size_t(0), size_t(0));
       size_t floats = v.planes ? v.lead + channels(v) * v.stride + v.behind : pixels * channels(v) * size_t(stage.tiles);
       Buffer* best = nullptr;
       auto worse = [&](const Buffer& a, const Buffer& b) {   // the least growth, then the least waste
@@ -268,7 +279,8 @@ bool PlaneRegion::place(std::string* message) {
   size_t total = 0;
   for (Buffer& b : buffers_) { b.at = total; total += (b.floats + 63) / 64 * 64 + 64; }   // an over-read of the last vector
   own_at_ = total;
-  own_floats_ = (own_floats_ + 63) / 64 * 64 + 64;
+  copy_floats_ = (copy_floats_ + 15) / 16 * 16;
+  own_floats_ = (copy_floats_ + own_floats_ + 63) / 64 * 64 + 64;
   memory_ = allocate(total + own_floats_ * size_t(threads_));
   if (!memory_) *message = "planes of the region: expected " + std::to_string(total * 4) + " bytes of memory, got none";
   return bool(memory_);
@@ -309,7 +321,7 @@ float* PlaneRegion::at(int v, int tile, int slot, size_t* stride) {
     return memory_.get() + buffers_[size_t(p.buffer)].at + a.lead + size_t(first(a.resolution, tile)) * width;
   }
   *stride = size_t(r.tile_vectors) * width;
-  if (p.own) return memory_.get() + own_at_ + own_floats_ * size_t(slot) + p.at;
+  if (p.own) return memory_.get() + own_at_ + own_floats_ * size_t(slot) + copy_floats_ + p.at;
   return memory_.get() + buffers_[size_t(p.buffer)].at + size_t(tile) * *stride * channels(a);
 }
 
@@ -376,7 +388,8 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
       const BoundWeights& b = bound_[size_t(index)];
       const PlanePanel& p = b.panels[size_t(panel)];
       PlaneConv c = {b.offsets.data() + p.block, b.values.data() + p.block * size_t(w.rows), b.groups.data() + p.group, b.passes, p.group_count,
-                     w.bias.data(), s.low, s.high, x, y, y_stride, mask};
+                     w.bias.data(), s.low, s.high, x, y, y_stride, mask, b.copy_stride ? b.sources.data() : nullptr, b.source_ends.data(),
+                     memory_.get() + own_at_ + own_floats_ * size_t(slot), b.copy_stride};
       (w.rows == 4 ? kernels_->conv4 : kernels_->conv1)(c, vectors);
       break;
     }
@@ -422,23 +435,23 @@ Region* Region::create(const std::vector<RegionOp>& ops, const std::vector<int>&
   for (size_t i = 0; i < ops.size(); i++) {
     RegionOp op = ops[i];
     auto x = number.find(op.x), x2 = number.find(op.x2);
-    if (x == number.end() || (op.kind == RegionOp::add && x2 == number.end())) return fail(i, "expected values that were made before");
+    if (x == number.end() || (op.kind == RegionOp::Kind::add && x2 == number.end())) return fail(i, "expected values that were made before");
     op.x = x->second;
-    op.x2 = op.kind == RegionOp::add ? x2->second : -1;
+    op.x2 = op.kind == RegionOp::Kind::add ? x2->second : -1;
     auto y = number.emplace(op.y, int(number.size()));
     if (!y.second) return fail(i, "expected a value of its own to make");
     op.y = y.first->second;
     const paring_conv& c = op.conv;
-    if (op.kind == RegionOp::conv || op.kind == RegionOp::depthwise) {
+    if (op.kind == RegionOp::Kind::conv || op.kind == RegionOp::Kind::depthwise) {
       if (c.type != PARING_F32) return fail(i, "expected float32");
       if (c.outputs < 1 || c.inputs < 1 || c.kernel_h < 1 || c.kernel_w < 1 || c.stride_h < 1 || c.stride_w < 1 || c.dilation_h < 1 || c.dilation_w < 1)
         return fail(i, "expected sizes from 1");
-      if (op.kind == RegionOp::conv) region->sparse[int(i)] = pack_sparse(c);
+      if (op.kind == RegionOp::Kind::conv) region->sparse[int(i)] = pack_sparse(c);
       else if (c.inputs != c.outputs) return fail(i, "expected as many outputs as inputs");
       else region->depthwise[int(i)] = pack_depthwise(c);
       op.conv.weights = op.conv.bias = nullptr;
     }
-    if (op.kind == RegionOp::pad && (op.before_h < 0 || op.after_h < 0 || op.before_w < 0 || op.after_w < 0)) return fail(i, "expected paddings from 0");
+    if (op.kind == RegionOp::Kind::pad && (op.before_h < 0 || op.after_h < 0 || op.before_w < 0 || op.after_w < 0)) return fail(i, "expected paddings from 0");
     region->ops.push_back(op);
   }
   for (int v : outputs) {

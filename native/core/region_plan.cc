@@ -55,18 +55,18 @@ class Planner {
   // A PAD that only convolutions without padding of their own read is geometry: they begin that much earlier.
   void find_folded(const std::vector<int>& outputs) {
     for (const RegionOp& p : ops_) {
-      if (p.kind != RegionOp::pad || std::count(outputs.begin(), outputs.end(), p.y)) continue;
+      if (p.kind != RegionOp::Kind::pad || std::count(outputs.begin(), outputs.end(), p.y)) continue;
       bool all = true;
       for (const RegionOp& r : ops_)
-        if (r.x == p.y || r.x2 == p.y) all = all && (r.kind == RegionOp::conv || r.kind == RegionOp::depthwise) && !r.conv.same;
+        if (r.x == p.y || r.x2 == p.y) all = all && (r.kind == RegionOp::Kind::conv || r.kind == RegionOp::Kind::depthwise) && !r.conv.same;
       if (all) folded_[p.y] = &p;
     }
   }
 
   bool lower(int index) {
     const RegionOp& op = ops_[size_t(index)];
-    if (op.kind == RegionOp::pad) return folded_.count(op.y) ? fold(op) : lower_pad(op);
-    if (op.kind == RegionOp::add) {
+    if (op.kind == RegionOp::Kind::pad) return folded_.count(op.y) ? fold(op) : lower_pad(op);
+    if (op.kind == RegionOp::Kind::add) {
       const PlaneValue a = value(op.x), b = value(op.x2);
       if (a.h != b.h || a.w != b.w || a.c != b.c) return fail(index, "expected operands of one shape");
       PlaneStep s; s.kind = PlaneStep::add; s.x = op.x; s.x2 = op.x2; s.y = op.y; s.low = op.low; s.high = op.high;
@@ -105,7 +105,7 @@ class Planner {
     Axis w = axis(in.w, c.kernel_w, c.stride_w, c.dilation_w, c.same, before_w, after_w);
     if (h.out <= 0 || w.out <= 0) return fail(index, "expected an output with elements");
 
-    PlaneStep s; s.kind = op.kind == RegionOp::conv ? PlaneStep::conv : PlaneStep::depthwise;
+    PlaneStep s; s.kind = op.kind == RegionOp::Kind::conv ? PlaneStep::conv : PlaneStep::depthwise;
     s.x = x; s.y = op.y; s.op = index; s.low = c.low; s.high = c.high;
     PlaneStep sampled; sampled.kind = PlaneStep::sample; sampled.x = x; sampled.stride_h = c.stride_h; sampled.stride_w = c.stride_w;
     int rows = h.out, columns = w.out;

@@ -47,7 +47,8 @@ SparseWeights pack_sparse(const paring_conv& c) {
   return s;
 }
 
-bool bind_weights(const SparseWeights& s, const std::vector<PlaneTap>& taps, int planes, int pitch, size_t stride, int passes, int panels, BoundWeights* out) {
+bool bind_weights(const SparseWeights& s, const std::vector<PlaneTap>& taps, int planes, int pitch, size_t stride, int passes, int panels,
+                  size_t copy_stride, BoundWeights* out) {
   BoundWeights& b = *out;
   b = BoundWeights();
   b.passes = passes;
@@ -56,6 +57,17 @@ bool bind_weights(const SparseWeights& s, const std::vector<PlaneTap>& taps, int
   const int groups = int(s.ends.size());
   std::vector<int64_t> of_tap(taps.size());
   for (size_t t = 0; t < taps.size(); t++) of_tap[t] = int64_t(taps[t].plane) * int64_t(stride) + int64_t(taps[t].dy) * pitch + taps[t].dx;
+  auto offset = [&](int32_t index) { return (int64_t(index / s.taps) * planes * int64_t(stride) + of_tap[size_t(index % s.taps)]) * 4; };
+  auto begin = [&](int pass) { return int32_t(int64_t(s.inputs) * pass / passes * s.taps); };
+  b.copy_stride = copy_stride;
+  if (copy_stride)
+    for (int pass = 0; pass < passes; pass++) {
+      for (int32_t i = begin(pass); i < begin(pass + 1); i++) {
+        if (offset(i) != int32_t(offset(i))) return false;
+        b.sources.push_back(int32_t(offset(i)));
+      }
+      b.source_ends.push_back(int32_t(b.sources.size()));
+    }
   struct Piece { int group; int32_t first, last; };
   std::vector<Piece> pieces;
   int from = 0;
@@ -67,7 +79,7 @@ bool bind_weights(const SparseWeights& s, const std::vector<PlaneTap>& taps, int
     if (to == from) continue;
     PlanePanel panel = {b.offsets.size(), b.groups.size(), to - from};
     for (int pass = 0; pass < passes; pass++) {
-      const int32_t limit = int32_t(int64_t(s.inputs) * (pass + 1) / passes * s.taps), start = int32_t(int64_t(s.inputs) * pass / passes * s.taps);
+      const int32_t start = begin(pass), limit = begin(pass + 1);
       pieces.clear();
       for (int g = from; g < to; g++) {
         auto a = s.index.begin() + (g ? s.ends[size_t(g) - 1] : 0), z = s.index.begin() + s.ends[size_t(g)];
@@ -77,9 +89,10 @@ bool bind_weights(const SparseWeights& s, const std::vector<PlaneTap>& taps, int
       std::stable_sort(pieces.begin(), pieces.end(), [](const Piece& x, const Piece& y) { return x.last - x.first < y.last - y.first; });
       for (const Piece& piece : pieces) {
         for (int32_t k = piece.first; k < piece.last; k++) {
-          int64_t i = s.index[size_t(k)] / s.taps, offset = (i * planes * int64_t(stride) + of_tap[size_t(s.index[size_t(k)] % s.taps)]) * 4;
-          if (offset != int32_t(offset)) return false;
-          b.offsets.push_back(int32_t(offset));
+          int32_t i = s.index[size_t(k)];
+          int64_t bytes = copy_stride ? int64_t(i - start) * int64_t(copy_stride) * 4 : offset(i);
+          if (bytes != int32_t(bytes)) return false;
+          b.offsets.push_back(int32_t(bytes));
         }
         b.values.insert(b.values.end(), s.values.begin() + int64_t(piece.first) * s.rows, s.values.begin() + int64_t(piece.last) * s.rows);
         b.groups.push_back({piece.group * s.rows, int32_t(b.offsets.size() - panel.block)});

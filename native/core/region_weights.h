@@ -33,12 +33,15 @@ struct BoundWeights {
   std::vector<float> values;
   std::vector<PlaneGroup> groups;   // ends count from the panel's first block
   std::vector<PlanePanel> panels;
+  std::vector<int32_t> sources, source_ends;   // of copies, see PlaneConv
+  size_t copy_stride = 0;
   int passes = 1;
   size_t bytes() const { return offsets.size() * 4 + values.size() * 4 + groups.size() * sizeof(PlaneGroup); }
 };
 
 // `planes`: sampled planes of one input channel, each `stride` floats; `pitch`: floats from row to row. False where an
-// offset does not fit its 32 bits.
-bool bind_weights(const SparseWeights&, const std::vector<PlaneTap>& taps, int planes, int pitch, size_t stride, int passes, int panels, BoundWeights*);
+// offset does not fit its 32 bits. `copy_stride`: where it is not 0, taps are first copied side by side, so many floats apart.
+bool bind_weights(const SparseWeights&, const std::vector<PlaneTap>& taps, int planes, int pitch, size_t stride, int passes, int panels,
+                  size_t copy_stride, BoundWeights*);
 
 }  // namespace paring
