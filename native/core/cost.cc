@@ -7,12 +7,11 @@
 namespace paring {
 
 Choice choose(const paring_conv& c, const char* name, int64_t positions) {
-  KernelList list = rows_of(isa_in_force());
   bool point = c.kernel_h == 1 && c.kernel_w == 1 && c.stride_h == 1 && c.stride_w == 1;
   const Kernel* best = nullptr;
   double least = 0;
-  for (int i = 0; i < list.count; i++) {
-    const Kernel& k = list.rows[i];
+  for (int i = 0; const Kernel* row = kernel_of(isa_in_force(), i); i++) {
+    const Kernel& k = *row;
     if (k.type != c.type) continue;
     if (k.order == Order::bitmap && !point) continue;
     if (name) {
@@ -23,7 +22,7 @@ Choice choose(const paring_conv& c, const char* name, int64_t positions) {
     double t = double(count_blocks(c, k.outputs, k.inputs)) * 1;   // TODO cost
     if (!best || t < least) { best = &k; least = t; }
   }
-  return {best, name ? "a kernel of the table, for this type and shape" : "a kernel for this type"};
+  return {best, name ? std::string("no kernel ") + name + " for this type, shape and instruction set" : "no kernel for this type"};
 }
 
 }  // namespace paring

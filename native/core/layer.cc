@@ -25,22 +25,25 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
 }
 Memory::~Memory() { std::free(at_); }
 
-KernelList rows_of(Isa isa) {
+const Kernel* kernel_of(Isa isa, int index) {
+  KernelList f32 = portable::rows_f32(), int8 = portable::rows_int8();
   switch (isa) {
 #ifdef PARING_HAVE_avx2
-    case Isa::avx2: return avx2::rows();
+    case Isa::avx2: f32 = avx2::rows_f32(); int8 = avx2::rows_int8(); break;
 #endif
 #ifdef PARING_HAVE_avx2vnni
-    case Isa::avx2vnni: return avx2vnni::rows();
+    case Isa::avx2vnni: f32 = avx2::rows_f32(); int8 = avx2vnni::rows_int8(); break;
 #endif
 #ifdef PARING_HAVE_avx512
-    case Isa::avx512: return avx512::rows();
+    case Isa::avx512: f32 = avx512::rows_f32(); int8 = avx512::rows_int8(); break;
 #endif
 #ifdef PARING_HAVE_avx512vnni
-    case Isa::avx512vnni: return avx512vnni::rows();
+    case Isa::avx512vnni: f32 = avx512::rows_f32(); int8 = avx512vnni::rows_int8(); break;
 #endif
-    default: return portable::rows();
+    default: break;
   }
+  if (index < 0 || index >= f32.count + int8.count) return nullptr;
+  return index < f32.count ? f32.rows + index : int8.rows + index - f32.count;
 }
 
 namespace {
@@ -259,9 +262,9 @@ void paring_layer_delete(paring_layer* l) { delete l; }
 paring_layer_info paring_layer_describe(const paring_layer* l) { return l->info; }
 
 int paring_kernel(int index, paring_kernel_info* out) {
-  KernelList list = rows_of(isa_in_force());
-  if (index < 0 || index >= list.count) return 0;
-  const Kernel& k = list.rows[index];
+  const Kernel* found = kernel_of(isa_in_force(), index);
+  if (!found) return 0;
+  const Kernel& k = *found;
   *out = {k.name, isa_name(k.isa), k.type, k.order == Order::bitmap ? 1 : k.outputs, k.inputs, 0};
   return 1;
 }

@@ -1,190 +1,10 @@
-// Kernels whose lanes are output channels: NHWC in, NHWC out, no layout change. A block of R outputs x 1 input (float32)
-// or R x 4 inputs (int8) is one or two vectors of weights, fed to all pixels of a tile by broadcasting their activations.
-// Compiled once per target: see simd.h.
-#include "kernels.h"
-#include "simd.h"
+// Int8 kernels whose lanes are output channels: NHWC in, NHWC out. A block is 16 or 4 outputs x 4 inputs, what one
+// dot-product instruction takes; activations are int8 (requantized in float, as XNNPACK does) or float, quantized on arrival.
+#include "rows.h"
 
 namespace paring {
 namespace PARING_TARGET {
 namespace {
-
-#define UNROLL _Pragma("GCC unroll 32")
-
-#if defined(__AVX512F__) && !defined(PARING_NARROW)
-#define WIDE 1
-constexpr int registers = 32;
-#else
-#define WIDE 0
-constexpr int registers = 16;
-#endif
-
-// ---- float32 ---------------------------------------------------------------------------------------------------------
-
-#if defined(__AVX2__)
-struct Four {
-  using V = __m128;
-  static constexpr int lanes = 4;
-  PARING_INLINE V load(const float* p) { return _mm_loadu_ps(p); }
-  PARING_INLINE void store(float* p, V a) { _mm_storeu_ps(p, a); }
-  PARING_INLINE V all(float a) { return _mm_set1_ps(a); }
-  PARING_INLINE V madd(V a, V b, V c) { return _mm_fmadd_ps(a, b, c); }
-  PARING_INLINE V add(V a, V b) { return _mm_add_ps(a, b); }
-  PARING_INLINE V least(V a, V b) { return _mm_min_ps(a, b); }
-  PARING_INLINE V most(V a, V b) { return _mm_max_ps(a, b); }
-};
-struct Eight {
-  using V = __m256;
-  static constexpr int lanes = 8;
-  PARING_INLINE V load(const float* p) { return _mm256_loadu_ps(p); }
-  PARING_INLINE void store(float* p, V a) { _mm256_storeu_ps(p, a); }
-  PARING_INLINE V all(float a) { return _mm256_set1_ps(a); }
-  PARING_INLINE V madd(V a, V b, V c) { return _mm256_fmadd_ps(a, b, c); }
-  PARING_INLINE V add(V a, V b) { return _mm256_add_ps(a, b); }
-  PARING_INLINE V least(V a, V b) { return _mm256_min_ps(a, b); }
-  PARING_INLINE V most(V a, V b) { return _mm256_max_ps(a, b); }
-};
-#endif
-struct Native {
-  using V = F;
-  static constexpr int lanes = width;
-  PARING_INLINE V load(const float* p) { return PARING_TARGET::load(p); }
-  PARING_INLINE void store(float* p, V a) { PARING_TARGET::store(p, a); }
-  PARING_INLINE V all(float a) { return PARING_TARGET::all(a); }
-  PARING_INLINE V madd(V a, V b, V c) { return PARING_TARGET::madd(a, b, c); }
-  PARING_INLINE V add(V a, V b) { return PARING_TARGET::add(a, b); }
-  PARING_INLINE V least(V a, V b) { return PARING_TARGET::least(a, b); }
-  PARING_INLINE V most(V a, V b) { return PARING_TARGET::most(a, b); }
-};
-
-template <class S> PARING_INLINE void store_first(float* p, int n, typename S::V a) {
-  float part[S::lanes];
-  S::store(part, a);
-  for (int i = 0; i < n; i++) p[i] = part[i];
-}
-template <class S> PARING_INLINE typename S::V load_first(const float* p, int n) {
-  float part[S::lanes] = {};
-  for (int i = 0; i < n; i++) part[i] = p[i];
-  return S::load(part);
-}
-
-// Where an entry points, in bytes from the pixel.
-PARING_INLINE ptrdiff_t bytes_of(uint16_t entry, int unit) { return ptrdiff_t(entry) * unit; }
-PARING_INLINE ptrdiff_t bytes_of(int32_t entry, int) { return entry; }
-
-// N vectors are the R outputs of a block. Few pixels leave too few sums in flight to hide the latency of an FMA (4 or 5
-// cycles, up to two a cycle): then several blocks are summed apart, `U` of them.
-template <class S, int N, int L, int C, class E> void f32_tile(const Tile& t) {
-  using V = typename S::V;
-  constexpr int P = L * C, R = N * S::lanes, U = P * N >= 8 ? 1 : P * N >= 4 ? 2 : P * N >= 2 ? 4 : 8;
-  const Packed& w = *t.w;
-  const float* bias = static_cast<const float*>(w.bias);
-  for (int pass = 0; pass < w.passes; pass++)
-    for (int g = t.first; g < t.last; g++) {
-      const uint32_t* s = w.start + size_t(pass) * w.groups + g;
-      const E *e = static_cast<const E*>(t.entry) + s[0], *end = static_cast<const E*>(t.entry) + s[1];
-      const float* v = static_cast<const float*>(w.value) + size_t(s[0]) * R;
-      int left = w.outputs - g * R;
-      V a[U][P][N];
-      UNROLL for (int p = 0; p < P; p++)
-        UNROLL for (int n = 0; n < N; n++) {
-          const float* y = reinterpret_cast<const float*>(t.y + (p / C) * t.y_line + (p % C) * t.y_step) + g * R + n * S::lanes;
-          int here = left - n * S::lanes;
-          if (!pass) a[0][p][n] = S::load(bias + g * R + n * S::lanes);
-          else if (here >= S::lanes) a[0][p][n] = S::load(y);
-          else a[0][p][n] = load_first<S>(y, here > 0 ? here : 0);
-          UNROLL for (int u = 1; u < U; u++) a[u][p][n] = S::all(0);
-        }
-      auto block = [&](int u, const E* e, const float* v) __attribute__((always_inline)) {
-        V b[N];
-        UNROLL for (int n = 0; n < N; n++) b[n] = S::load(v + n * S::lanes);
-        const char* x = t.x + bytes_of(*e, 4);
-        UNROLL for (int p = 0; p < P; p++) {
-          V c = S::all(*reinterpret_cast<const float*>(x + (p / C) * t.line + (p % C) * t.step));
-          UNROLL for (int n = 0; n < N; n++) a[u][p][n] = S::madd(c, b[n], a[u][p][n]);
-        }
-      };
-      if (U > 1) for (; e + U <= end; e += U, v += U * R)
-        UNROLL for (int u = 0; u < U; u++) block(u, e + u, v + u * R);
-      for (; e < end; e++, v += R) block(0, e, v);
-      bool last = pass == w.passes - 1;
-      UNROLL for (int p = 0; p < P; p++)
-        UNROLL for (int n = 0; n < N; n++) {
-          V r = a[0][p][n];
-          UNROLL for (int u = 1; u < U; u++) r = S::add(r, a[u][p][n]);
-          if (last) r = S::least(S::most(r, S::all(w.low)), S::all(w.high));
-          float* y = reinterpret_cast<float*>(t.y + (p / C) * t.y_line + (p % C) * t.y_step) + g * R + n * S::lanes;
-          int here = left - n * S::lanes;
-          if (here >= S::lanes) S::store(y, r);
-          else if (here > 0) store_first<S>(y, here, r);
-        }
-    }
-}
-
-// Unstructured weights, few pixels (what counts then is bytes): for each input one mask of the R outputs that have a weight,
-// and these weights packed; the vector is put together again on the way. An index costs a bit per weight, zero or not.
-#if WIDE
-constexpr int bitmap_lanes = 16;
-using Mask = uint16_t;
-using B = Native;
-PARING_INLINE F spread(Mask m, const float* v) { return _mm512_maskz_expandloadu_ps(m, v); }
-#elif defined(__AVX2__)
-constexpr int bitmap_lanes = 8;
-using Mask = uint8_t;
-using B = Native;
-// Lane i of entry m: how many bits of m lie below bit i; the top bit where bit i itself is not set.
-struct Spread { int32_t at[256][8]; };
-constexpr Spread make_spread() {
-  Spread s = {};
-  for (int m = 0; m < 256; m++)
-    for (int i = 0, n = 0; i < 8; i++) { s.at[m][i] = m >> i & 1 ? n : int32_t(0x80000000u); n += m >> i & 1; }
-  return s;
-}
-constexpr Spread spreads = make_spread();
-PARING_INLINE F spread(Mask m, const float* v) {
-  __m256i at = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(spreads.at[m]));
-  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(_mm256_loadu_ps(v), at), _mm256_setzero_ps(), _mm256_castsi256_ps(at));
-}
-#else
-constexpr int bitmap_lanes = 4;
-using Mask = uint8_t;
-using B = Native;
-PARING_INLINE F spread(Mask m, const float* v) {
-  F a = {0, 0, 0, 0};
-  for (int i = 0; i < 4; i++) if (m >> i & 1) a[i] = *v++;
-  return a;
-}
-#endif
-
-template <int L, int C> void bitmap_tile(const Tile& t) {
-  constexpr int P = L * C, R = bitmap_lanes, U = P == 1 ? 4 : 2;
-  const Packed& w = *t.w;
-  const float* bias = static_cast<const float*>(w.bias);
-  int inputs = int(w.start[w.groups + 1]);           // behind the ranges: masks of a group
-  for (int g = t.first; g < t.last; g++) {
-    const Mask* m = static_cast<const Mask*>(t.entry) + size_t(g) * inputs;
-    const float* v = static_cast<const float*>(w.value) + w.start[g];
-    F a[U][P];
-    UNROLL for (int p = 0; p < P; p++) { a[0][p] = load(bias + g * R); UNROLL for (int u = 1; u < U; u++) a[u][p] = all(0); }
-    auto step = [&](int u, int i) __attribute__((always_inline)) {
-      F b = spread(m[i], v);
-      v += __builtin_popcount(m[i]);
-      UNROLL for (int p = 0; p < P; p++) a[u][p] = madd(all(reinterpret_cast<const float*>(t.x + p * t.step)[i]), b, a[u][p]);
-    };
-    int i = 0;
-    for (; i + U <= inputs; i += U) UNROLL for (int u = 0; u < U; u++) step(u, i + u);
-    for (; i < inputs; i++) step(0, i);
-    int left = w.outputs - g * R;
-    UNROLL for (int p = 0; p < P; p++) {
-      F r = a[0][p];
-      UNROLL for (int u = 1; u < U; u++) r = add(r, a[u][p]);
-      r = least(most(r, all(w.low)), all(w.high));
-      float* y = reinterpret_cast<float*>(t.y + p * t.y_step) + g * R;
-      if (left >= R) store(y, r); else store_first<Native>(y, left, r);
-    }
-  }
-}
-
-// ---- int8 ------------------------------------------------------------------------------------------------------------
 
 // A policy says how R outputs x 4 inputs meet an activation: `vectors` sums of them, `halves` products of a block.
 #if WIDE
@@ -477,67 +297,28 @@ template <int H> void quantize(const float* x, int64_t n, void* out, float* inve
   for (; i % 4; i++) { if (H == 1) static_cast<uint8_t*>(out)[i] = 0; else static_cast<int16_t*>(out)[i] = 0; }
 }
 
-// ---- tables ----------------------------------------------------------------------------------------------------------
-
-// Tiles of L lines x C columns up to `most` pixels; several lines only where one line would leave the tile half empty.
-struct Table { TileFn at[2][most_lines][most_columns]; };
-constexpr bool fits(int lines, int columns, int most) {
-  return lines * columns <= most && (lines == 1 || (columns >= 2 && (lines + 1) * columns > most / 2));
-}
-
-template <class S, int N, int most, int I> constexpr void fill_f32(Table& t) {
-  constexpr int L = I / most_columns + 1, C = I % most_columns + 1;
-  if constexpr (fits(L, C, most)) { t.at[0][L - 1][C - 1] = f32_tile<S, N, L, C, uint16_t>; t.at[1][L - 1][C - 1] = f32_tile<S, N, L, C, int32_t>; }
-  if constexpr (I + 1 < most_lines * most_columns) fill_f32<S, N, most, I + 1>(t);
-}
-template <class D, bool dynamic, int most, int I> constexpr void fill_int8(Table& t) {
-  constexpr int L = I / most_columns + 1, C = I % most_columns + 1;
-  if constexpr (fits(L, C, most)) { t.at[0][L - 1][C - 1] = int8_tile<D, L, C, uint16_t, dynamic>; t.at[1][L - 1][C - 1] = int8_tile<D, L, C, int32_t, dynamic>; }
-  if constexpr (I + 1 < most_lines * most_columns) fill_int8<D, dynamic, most, I + 1>(t);
-}
-template <class S, int N, int most> constexpr Table f32_table() { Table t = {}; fill_f32<S, N, most, 0>(t); return t; }
-template <class D, bool dynamic, int most> constexpr Table int8_table() { Table t = {}; fill_int8<D, dynamic, most, 0>(t); return t; }
-template <int C> constexpr void fill_bitmap(Table& t) { t.at[0][0][C - 1] = bitmap_tile<1, C>; if constexpr (C > 1) fill_bitmap<C - 1>(t); }
-constexpr Table bitmap_table() { Table t = {}; fill_bitmap<4>(t); return t; }
-
-// Registers: sums, the weights of a block, and one or two for activations.
-constexpr int pixels_for(int vectors) { return (registers - vectors - 2) / vectors > most_columns ? most_columns : (registers - vectors - 2) / vectors; }
-
-#define NAME_(text, target) text "/" #target
-#define NAME(text, target) NAME_(text, target)
-constexpr Isa this_isa = Isa::PARING_TARGET;
-
 #if WIDE
-using S16 = Native; using S8 = Eight; using S4 = Four;
-constexpr int N16 = 1, N8 = 1, N4 = 1;
 using D16 = Dot16; using D4 = Dot4;
 #elif defined(__AVX2__)
-using S16 = Native; using S8 = Native; using S4 = Four;
-constexpr int N16 = 2, N8 = 1, N4 = 1;
 using D16 = Dot16Pair; using D4 = Dot4;
 #else
-using S16 = Native; using S8 = Native; using S4 = Native;
-constexpr int N16 = 4, N8 = 2, N4 = 1;
 using D16 = DotPlain<16>; using D4 = DotPlain<4>;
 #endif
 #if defined(__AVX2__)
-constexpr int P16 = pixels_for(D16::vectors), P4 = pixels_for(1) < 12 ? pixels_for(1) : 12;
+constexpr int P16 = pixels_for(D16::vectors, most_columns), P4 = pixels_for(1, 12);
 #else
 constexpr int P16 = 2, P4 = 4;
 #endif
 constexpr int H = D16::halves;
 constexpr Order order = H == 1 ? Order::dot4 : Order::dot2;
 
-constexpr Table f32_16 = f32_table<S16, N16, pixels_for(N16)>(), f32_8 = f32_table<S8, N8, pixels_for(N8)>();
-constexpr Table f32_4 = f32_table<S4, N4, (pixels_for(N4) < 12 ? pixels_for(N4) : 12)>(), f32_bitmap = bitmap_table();
-constexpr Table s8_16 = int8_table<D16, false, P16>(), s8_4 = int8_table<D4, false, P4>();
-constexpr Table qd8_16 = int8_table<D16, true, P16>(), qd8_4 = int8_table<D4, true, P4>();
+template <int L, int C, class E> struct MakeS16 { static constexpr TileFn tile = int8_tile<D16, L, C, E, false>; };
+template <int L, int C, class E> struct MakeS4 { static constexpr TileFn tile = int8_tile<D4, L, C, E, false>; };
+template <int L, int C, class E> struct MakeQ16 { static constexpr TileFn tile = int8_tile<D16, L, C, E, true>; };
+template <int L, int C, class E> struct MakeQ4 { static constexpr TileFn tile = int8_tile<D4, L, C, E, true>; };
+constexpr Table s8_16 = tiles<MakeS16, P16>(), s8_4 = tiles<MakeS4, P4>(), qd8_16 = tiles<MakeQ16, P16>(), qd8_4 = tiles<MakeQ4, P4>();
 
 constexpr Kernel table[] = {
-    {NAME("f32-16x1", PARING_TARGET), this_isa, PARING_F32, 16, 1, Order::plain, 4, pixels_for(N16), f32_16.at, nullptr, nullptr},
-    {NAME("f32-8x1", PARING_TARGET), this_isa, PARING_F32, 8, 1, Order::plain, 4, pixels_for(N8), f32_8.at, nullptr, nullptr},
-    {NAME("f32-4x1", PARING_TARGET), this_isa, PARING_F32, 4, 1, Order::plain, 4, pixels_for(N4) < 12 ? pixels_for(N4) : 12, f32_4.at, nullptr, nullptr},
-    {NAME("f32-bitmap", PARING_TARGET), this_isa, PARING_F32, bitmap_lanes, 1, Order::bitmap, 4, 4, f32_bitmap.at, nullptr, nullptr},
     {NAME("s8-16x4", PARING_TARGET), this_isa, PARING_S8, 16, 4, order, 4 * H, P16, s8_16.at, widen<H>, nullptr},
     {NAME("s8-4x4", PARING_TARGET), this_isa, PARING_S8, 4, 4, order, 4 * H, P4, s8_4.at, widen<H>, nullptr},
     {NAME("qd8-16x4", PARING_TARGET), this_isa, PARING_QD8, 16, 4, order, 4 * H, P16, qd8_16.at, widen<H>, quantize<H>},
@@ -546,7 +327,7 @@ constexpr Kernel table[] = {
 
 }  // namespace
 
-KernelList rows() { return {table, int(sizeof table / sizeof *table)}; }
+KernelList rows_int8() { return {table, int(sizeof table / sizeof *table)}; }
 
 }  // namespace PARING_TARGET
 }  // namespace paring
