@@ -8,7 +8,7 @@ namespace paring {
 namespace litert {
 namespace {
 
-constexpr int runs = 3;   // after one that fills the caches
+constexpr int runs = 3;   // at most, after one that fills the caches
 
 // One thread's own time, which neighbours on the machine do not lengthen; for several, the time on the wall.
 double now(int threads) {
@@ -31,9 +31,9 @@ std::vector<float> floats(int64_t n) {
 }  // namespace
 
 template <class Run> double Stopwatch::best(double expected, Run run) {
-  if (expected * (runs + 1) > left_) return 0;
+  if (2 * expected > left_) return 0;
   double least = 0, start = now(threads_), before = start;
-  for (int i = 0; i <= runs; i++) {
+  for (int i = 0; i <= runs && (i < 2 || before - start < left_); i++) {
     run();
     double after = now(threads_), took = after - before;
     if (i > 0 && (least == 0 || took < least)) least = took;

@@ -22,7 +22,7 @@ class Stopwatch {
   template <class Run> double best(double expected, Run run);
 
   int threads_;
-  double left_ = 6e-3;
+  double left_ = 1e-2;
   std::set<std::string> seen_;
 };
 
