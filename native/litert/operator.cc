@@ -254,6 +254,10 @@ bool image_shape(const Operator& op, const std::vector<int>& x, Geometry* g, std
     return false;
   }
   g->n = x[0], g->h = x[1], g->w = x[2];
+  // XNNPACK runs these as dense layers, so that each pixel is quantized by itself, not each image.
+  bool point = c.kernel_h == 1 && c.kernel_w == 1 && c.stride_h == 1 && c.stride_w == 1;
+  int64_t pixels = int64_t(x[0]) * x[1] * x[2];
+  if (c.type == PARING_QD8 && point && pixels <= std::numeric_limits<int>::max()) g->n = int(pixels), g->h = g->w = 1;
   g->y = {x[0], h, w, c.outputs};
   return true;
 }
