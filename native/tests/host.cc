@@ -1,5 +1,7 @@
 // Drives the delegate through a stand-in of the LiteRT runtime (runtime.h): claims, results, resizing, several interpreters
 // in several threads, many lives, runtimes of another layout. Meant to run under sanitizers, too.
+#include <sys/mman.h>
+
 #include <functional>
 #include <random>
 #include <thread>
@@ -252,7 +254,7 @@ void check_hostile() {
   Model m(Model::f32);
   TfLiteDelegate* d = make({{"measure", "false"}});
   void* nowhere = reinterpret_cast<void*>(uintptr_t(0x10));
-  void* far_away = reinterpret_cast<void*>(uintptr_t(0x123456789000));
+  void* far_away = mmap(nullptr, 4096, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   std::vector<std::function<void(Runtime&)>> damages = {
       [&](Runtime& r) { r.context.tensors = static_cast<TfLiteTensor*>(nowhere); },
       [&](Runtime& r) { r.context.tensors = static_cast<TfLiteTensor*>(far_away); },
@@ -288,6 +290,7 @@ void check_hostile() {
     for (auto& t : rt.tensors) if (t.dims == far_away) t.dims = nullptr;
     for (auto& n : rt.nodes) if (n->node.outputs == far_away) n->node.outputs = nullptr;
   }
+  munmap(far_away, 4096);
   Runtime whole;
   m.build(whole, 1);
   CHECK(whole.apply(d) == kOk && whole.claimed() == 2);
