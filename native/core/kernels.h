@@ -33,14 +33,14 @@ struct Tile {
   int32_t first, last;
   const float* inverse; const int32_t* zero;  // qd8: of each pixel: 1 / scale and the zero point
   ptrdiff_t quant_line;                     // qd8: pixels between lines
+  const char* ahead; int32_t ahead_bytes;   // input of the next tile, to be prefetched
 };
 using TileFn = void (*)(const Tile&);
 
 enum class Order : int {
   plain,      // f32: R floats
   dot4,       // int8: R x 4, inputs innermost (vpdpbusd)
-  dot2,       // int8: two halves of R x 2 inputs (vpmaddwd on 16 bits)
-  bitmap      // f32 unstructured: one mask of R bits per input, nonzeros packed
+  dot2        // int8: two halves of R x 2 inputs (vpmaddwd on 16 bits)
 };
 
 constexpr int most_lines = 4, most_columns = 28;

@@ -21,9 +21,16 @@ TileFn tile(const paring_plan& p, int lines, int columns) { return p.layer->kern
 int pieces(int n, int most) { return (n + most - 1) / most; }
 int piece_begin(int n, int count, int i) { return i * (n / count) + std::min(i, n % count); }
 
+// Pixels of a tile, at most: float tiles take half of the first-level cache, the next one is on its way into the other.
+int tile_pixels(const paring_layer& l, bool flat) {
+  if (l.conv.type != PARING_F32 || !flat) return l.kernel->pixels;
+  int64_t fit = int64_t(caches().l1) / 2 / (int64_t(l.pass_inputs) * 4);
+  return int(std::min<int64_t>(l.kernel->pixels, std::max<int64_t>(fit, 12)));
+}
+
 // The next width for `left` pixels: nearly equal tiles, none of them left to wait for its own sums.
-int next_width(const paring_plan& p, int left) {
-  int most = p.layer->kernel->pixels, want = pieces(left, pieces(left, most));
+int next_width(const paring_plan& p, int most, int left) {
+  int want = pieces(left, pieces(left, most));
   auto has = [&](int n) { return tile(p, 1, n) != nullptr; };
   if (has(want)) return want;
   if (left > most) { while (want < most && !has(want)) want++; while (!has(want)) want--; return want; }
@@ -35,7 +42,7 @@ int next_width(const paring_plan& p, int left) {
 // Cuts the output into tiles of at most k.pixels, and these into ranges of groups where there would be too few tasks.
 void cut(paring_plan& p, bool flat) {
   const paring_layer& l = *p.layer;
-  int most = l.kernel->pixels;
+  int most = tile_pixels(l, flat);
   struct Tile2 { int image, line, column, lines, columns; };
   std::vector<Tile2> tiles;
   int images = flat ? 1 : p.n, rows = flat ? 1 : p.out_h, columns = flat ? p.n * p.out_h * p.out_w : p.out_w;
@@ -44,7 +51,7 @@ void cut(paring_plan& p, bool flat) {
       int lines = columns <= most ? std::min({most_lines, most / columns, rows - line}) : 1;
       while (lines > 1 && !tile(p, lines, columns)) lines--;
       for (int c = 0; c < columns;) {
-        int width = lines > 1 ? columns : next_width(p, columns - c);
+        int width = lines > 1 ? columns : next_width(p, most, columns - c);
         tiles.push_back({image, line, c, lines, width});
         c += width;
       }
@@ -74,7 +81,7 @@ bool bind(paring_plan& p) {
   if (!flat && (padded || c.type != PARING_F32)) { p.padded_h = need_h; p.padded_w = need_w; }
   int pitch = p.padded_w ? p.padded_w : p.w;
   if (point) {
-    p.entry = k.order == Order::bitmap ? static_cast<const void*>(l.masks.data()) : l.entry16.data();
+    p.entry = l.entry16.data();
   } else {
     p.wide = true;
     p.entry32.reserve(l.places.size());
@@ -214,6 +221,10 @@ void run(paring_plan& p, const void* x, void* y) {
       t.inverse = &p.pixel_inverse[out];
       t.zero = &p.pixel_zero[out];
       t.quant_line = p.out_w;
+    }
+    if (flat && !p.local && part.last == l.packed.groups && i + 1 < int(p.parts.size())) {
+      t.ahead = t.x + part.columns * p.pixel;
+      t.ahead_bytes = int32_t(p.parts[i + 1].columns * p.pixel);
     }
     tile(p, part.lines, part.columns)(t);
   });

@@ -114,9 +114,9 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
 
 using Conv = void (*)(const PlaneConv&, const float*, float*, const float*);
 #if defined(__AVX512F__)
-constexpr int block_vectors = 6, line_vectors = 8;
-const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>, conv1<6, 2>, conv1<7, 2>, conv1<8, 2>};
-const Conv conv4s[] = {nullptr, conv4<1>, conv4<2>, conv4<3>, conv4<4>, conv4<5>, conv4<6>};
+constexpr int block_vectors = 5, line_vectors = 5;   // an odd number of cache lines from channel to channel spreads them over the sets
+const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>};
+const Conv conv4s[] = {nullptr, conv4<1>, conv4<2>, conv4<3>, conv4<4>, conv4<5>};
 #else
 constexpr int block_vectors = 3, line_vectors = 6;   // 16 registers: 12 sums, 3 loads, a broadcast
 const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>, conv1<6, 2>};
@@ -164,8 +164,55 @@ template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
     }
   }
 }
+// Every second float, and every `stride`th. Both may read `width` floats more than they give.
+#if defined(__AVX512F__)
+PARING_INLINE __m512i even_lanes() { return _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
+PARING_INLINE F second(const float* p) { return _mm512_permutex2var_ps(load(p), even_lanes(), load(p + 16)); }
+#elif defined(__AVX2__)
+PARING_INLINE F second(const float* p) {
+  F t = _mm256_shuffle_ps(load(p), load(p + 8), 0x88);
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(t), 0xd8));
+}
+#else
+PARING_INLINE F second(const float* p) { return F{p[0], p[2], p[4], p[6]}; }
+#endif
+PARING_INLINE F spaced(const float* p, int stride) {
+  float t[width];
+  for (int i = 0; i < width; i++) t[i] = p[ptrdiff_t(i) * stride];
+  return load(t);
+}
+
+template <int TAPS, bool TWO> void depthwise_rows(const PlaneDepthwise& d) {
+  const F low = all(d.low), high = all(d.high);
+  const int taps = TAPS ? TAPS : d.taps;
+  for (int c = d.first; c < d.last; c++) {
+    const float *x = d.x + size_t(c) * d.x_stride, *w = d.weights + size_t(c) * taps;
+    float* y = d.y + size_t(c) * d.y_stride;
+    const F bias = all(d.bias[c]);
+    for (int k = 0; k < d.row_count; k++) {
+      const PlaneRow& r = d.rows[k];
+      float* to = y + r.y;
+      for (int i = 0; i < r.pixels; i += width) {
+        F a = bias;
+#pragma GCC unroll 9
+        for (int t = 0; t < taps; t++) {
+          const float* p = at(x, d.offsets[t]) + r.x + ptrdiff_t(i) * d.stride;
+          a = madd(all(w[t]), TWO ? second(p) : spaced(p, d.stride), a);
+        }
+        a = finish(a, low, high, nullptr);
+        if (r.pixels - i >= width) store(to + i, a);
+        else store_part(to + i, r.pixels - i, a);
+      }
+      for (int i = 0; i < r.after; i++) to[r.pixels + i] = 0;
+    }
+  }
+}
+
 void depthwise(const PlaneDepthwise& d, int vectors) {
-  if (d.taps == 9) depthwise_taps<9>(d, vectors);
+  if (d.rows && d.stride == 2 && d.taps == 9) depthwise_rows<9, true>(d);
+  else if (d.rows && d.stride == 2) depthwise_rows<0, true>(d);
+  else if (d.rows) depthwise_rows<0, false>(d);
+  else if (d.taps == 9) depthwise_taps<9>(d, vectors);
   else depthwise_taps<0>(d, vectors);
 }
 
@@ -224,10 +271,21 @@ PARING_INLINE void transpose(F r[4]) {
 #endif
 
 void to_planes(const float* rows, const int32_t* pixel, int channels, int first, int last, float* planes, size_t stride, int vectors) {
-  for (int v = 0; v < vectors; v++, pixel += width, planes += width)
+  for (int v = 0; v < vectors; v++, pixel += width, planes += width) {
+    const bool full = pixel[0] >= 0 && pixel[width - 1] == pixel[0] + width - 1;   // no gap among them
     for (int c = first; c < last; c += width) {
       int n = last - c < width ? last - c : width;
       F r[width];
+      if (n == width && full) {
+        const float* p = rows + ptrdiff_t(pixel[0]) * channels + c;
+#pragma GCC unroll 16
+        for (int i = 0; i < width; i++) r[i] = load(p + size_t(i) * size_t(channels));
+        transpose(r);
+        float* to = planes + size_t(c) * stride;
+#pragma GCC unroll 16
+        for (int i = 0; i < width; i++) store(to + size_t(i) * stride, r[i]);
+        continue;
+      }
       for (int i = 0; i < width; i++) {
         const float* p = rows + ptrdiff_t(pixel[i]) * channels + c;
         r[i] = pixel[i] < 0 ? all(0) : n == width ? load(p) : load_part(p, n);
@@ -235,6 +293,7 @@ void to_planes(const float* rows, const int32_t* pixel, int channels, int first,
       transpose(r);
       for (int i = 0; i < n; i++) store(planes + size_t(c + i) * stride, r[i]);
     }
+  }
 }
 
 void from_planes(const float* planes, size_t stride, const int32_t* pixel, int channels, int first, int last, float* rows, int vectors) {
@@ -253,28 +312,40 @@ void from_planes(const float* planes, size_t stride, const int32_t* pixel, int c
     }
 }
 
-void sample(const float* x, float* y, int n, int stride) {
+// y[i] = x[i * stride]; reads no float behind the last one that counts.
+PARING_INLINE void sample_row(const float* x, float* y, int n, int stride) {
   int i = 0;
 #if defined(__AVX512F__)
   if (stride == 2) {
-    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     for (; i < n; i += 16) {
-      int left = n - i < 16 ? n - i : 16, floats = 2 * left - 1;    // reads no float behind the last one that counts
+      int left = n - i < 16 ? n - i : 16, floats = 2 * left - 1;
       F a = load_part(x + 2 * i, floats < 16 ? floats : 16), b = floats > 16 ? load_part(x + 2 * i + 16, floats - 16) : all(0);
-      store_part(y + i, left, _mm512_permutex2var_ps(a, even, b));
+      store_part(y + i, left, _mm512_permutex2var_ps(a, even_lanes(), b));
     }
     return;
   }
 #elif defined(__AVX2__)
   if (stride == 2)
-    for (; i + 9 <= n; i += 8) {
-      F t = _mm256_shuffle_ps(load(x + 2 * i), load(x + 2 * i + 8), 0x88);
-      store(y + i, _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(t), 0xd8)));
-    }
+    for (; i + 9 <= n; i += 8) store(y + i, second(x + 2 * i));
 #endif
   if (stride == 1)
     for (; i + width <= n; i += width) store(y + i, load(x + i));
   for (; i < n; i++) y[i] = x[ptrdiff_t(i) * stride];
+}
+
+void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride) {
+  for (int c = first; c < last; c++) {
+    const float* from = x + size_t(c) * x_stride;
+    float* to = y + size_t(c) * y_stride;
+    for (int k = 0; k < row_count; k++) {
+      const PlaneRow& r = rows[k];
+      float* p = to + r.y;
+      for (int i = 0; i < r.before; i++) *p++ = 0;
+      sample_row(from + r.x, p, r.pixels, stride);
+      p += r.pixels;
+      for (int i = 0; i < r.after; i++) *p++ = 0;
+    }
+  }
 }
 
 }  // namespace

@@ -29,6 +29,10 @@ struct PlaneConv {
   size_t copy_stride;           // floats
 };
 
+// A part of a row where output pixels are not input pixels: floats from a channel's first pixel of x and from the tile's
+// of y; zeros, then pixels, then zeros.
+struct PlaneRow { int32_t x, y, before, pixels, after; };
+
 struct PlaneDepthwise {
   const float* x; size_t x_stride;
   float* y; size_t y_stride;
@@ -38,6 +42,8 @@ struct PlaneDepthwise {
   const float* mask;
   int taps, first, last;        // channels first .. last - 1
   float low, high;
+  const PlaneRow* rows;         // with a stride: the rows of the tile, for then x is the plane and not the tile; else null
+  int row_count, stride;
 };
 
 struct PlaneAdd {
@@ -58,7 +64,7 @@ struct PlaneKernels {
   // Between rows of `channels` floats and planes; pixel[i] is the row that belongs to pixel i, -1 in a gap (zeros).
   void (*to_planes)(const float* rows, const int32_t* pixel, int channels, int first, int last, float* planes, size_t stride, int vectors);
   void (*from_planes)(const float* planes, size_t stride, const int32_t* pixel, int channels, int first, int last, float* rows, int vectors);
-  void (*sample)(const float* x, float* y, int n, int stride);   // y[i] = x[i * stride]
+  void (*sample)(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride);
 };
 
 extern const PlaneKernels planes_portable, planes_avx2, planes_avx2vnni, planes_avx512, planes_avx512vnni;

@@ -110,13 +110,14 @@ class PlaneRegion final : public Region {
   float* at(int v, int tile, int slot, size_t* stride);
   void run_stage(const Stage& stage, const void* const* in, void* const* out);
   void run_step(const PlaneStep& s, const Stage& stage, int index, int tile, int panel, int slot, const void* const* in, void* const* out);
-  void run_sample(const PlaneStep& s, const Stage& stage, int tile, int panel, int slot);
+  std::vector<PlaneRow> cut_rows(const PlaneStep& s, int tile, int k);
 
   const PlaneKernels* kernels_ = nullptr;
   int threads_ = 1, images_ = 0;
   PlanePlan plan_;
   std::vector<BoundWeights> bound_;         // by step
   std::vector<std::vector<int32_t>> offsets_;   // depthwise, by step
+  std::vector<std::vector<std::vector<PlaneRow>>> rows_;   // sample and strided depthwise, by step, tile and plane
   std::vector<std::vector<float>> masks_;   // by table
   std::vector<Stage> stages_;
   std::vector<Place> places_;               // by value
@@ -128,7 +129,7 @@ class PlaneRegion final : public Region {
 int env(const char* n, int d) { const char* s = std::getenv(n); return s ? atoi(s) : d; }
 
 void PlaneRegion::cut_tiles() {
-  const int T4 = env("T4", kernels_->width == 16 ? 5 : kernels_->block_vectors), T1 = env("T1", kernels_->width == 16 ? 5 : kernels_->line_vectors);
+  const int T4 = env("T4", kernels_->block_vectors), T1 = env("T1", kernels_->line_vectors);
   std::vector<int> most(plan_.resolutions.size(), 0);
   for (const PlaneStep& s : plan_.steps) {
     if (s.kind != PlaneStep::conv) continue;
@@ -161,7 +162,7 @@ int PlaneRegion::passes(const PlaneStep& s, int rows, bool copy) {
   int64_t pixels = int64_t(most) * kernels_->width, row = pixels + (x1 - x0) + (x1 > x0 ? 8 : 0);
   int64_t floats = std::min(row * (y1 - y0 + 1), row + int64_t(y1 - y0) * r.pitch) * s.planes;
   if (copy) floats = pixels * int64_t(s.taps.size());
-  int64_t budget = int64_t(caches().l1) * (rows == 4 ? env("B4", 300) : env("B1", 75)) / 100 / 4;
+  int64_t budget = int64_t(caches().l1) * (rows == 4 ? env("B4", 300) : copy || kernels_->width < 16 ? 100 : 150) / 100 / 4;
   int64_t fit = std::max<int64_t>(budget / floats, 1), inputs = sparse.at(s.op).inputs;
   return int((inputs + fit - 1) / fit);
 }
@@ -170,8 +171,12 @@ bool PlaneRegion::bind(std::string* message) {
   bound_.assign(plan_.steps.size(), BoundWeights());
   offsets_.assign(plan_.steps.size(), {});
   copy_floats_ = 0;
+  rows_.assign(plan_.steps.size(), {});
   for (size_t i = 0; i < plan_.steps.size(); i++) {
     const PlaneStep& s = plan_.steps[i];
+    if (s.kind == PlaneStep::sample || s.strided())
+      for (int tile = 0; tile < resolution(resolution_of(s)).tiles; tile++)
+        for (int k = 0; k < s.planes; k++) rows_[i].push_back(cut_rows(s, tile, k));
     if (s.kind != PlaneStep::conv && s.kind != PlaneStep::depthwise) continue;
     const PlaneValue& x = value(s.x);
     const PlaneResolution& r = resolution(x.resolution);
@@ -325,47 +330,37 @@ float* PlaneRegion::at(int v, int tile, int slot, size_t* stride) {
   return memory_.get() + buffers_[size_t(p.buffer)].at + size_t(tile) * *stride * channels(a);
 }
 
-void PlaneRegion::run_sample(const PlaneStep& s, const Stage& stage, int tile, int panel, int slot) {
+// The rows of a tile of y, for plane k of what is sampled.
+std::vector<PlaneRow> PlaneRegion::cut_rows(const PlaneStep& s, int tile, int k) {
   const PlaneValue &x = value(s.x), &y = value(s.y);
   const PlaneResolution &rx = resolution(x.resolution), &ry = resolution(y.resolution);
-  size_t x_stride, y_stride;
-  const float* from = at(s.x, 0, slot, &x_stride);
-  float* to = at(s.y, tile, slot, &y_stride);
-  const int begin = first(y.resolution, tile) * kernels_->width;
-  const int end = std::min(first(y.resolution, tile + 1), y.vectors) * kernels_->width;
-  const int planes = s.planes;
-  for (int c = int(int64_t(x.c) * panel / stage.panels); c < int(int64_t(x.c) * (panel + 1) / stage.panels); c++)
-    for (int k = 0; k < planes; k++) {
-      const int oy = s.origin[size_t(k)].first, ox = s.origin[size_t(k)].second;
-      // Columns of y that lie inside x.
-      const int low = ox >= 0 ? 0 : (-ox + s.stride_w - 1) / s.stride_w;
-      const int high = x.w - ox <= 0 ? 0 : std::min((x.w - ox + s.stride_w - 1) / s.stride_w, y.w);
-      float* plane = to + size_t(c * planes + k) * y_stride;
-      for (int p = begin; p < end;) {
-        const int row = p / ry.pitch, column = p % ry.pitch, next = std::min(end, (row + 1) * ry.pitch), columns = next - p;
-        const int source = row * s.stride_h + oy;
-        int a = std::max(low - column, 0), b = std::min(high - column, columns);
-        if (row >= y.h || source < 0 || source >= x.h || a >= b) a = b = 0;
-        float* d = plane + (p - begin);
-        if (a > 0) std::memset(d, 0, size_t(a) * 4);
-        if (b > a) kernels_->sample(from + size_t(c) * x_stride + size_t(source) * size_t(rx.pitch) + (column + a) * s.stride_w + ox, d + a, b - a, s.stride_w);
-        if (columns > b) std::memset(d + b, 0, size_t(columns - b) * 4);
-        p = next;
-      }
-    }
+  const bool sampled = s.kind == PlaneStep::sample;   // else zeros lie around x, where taps find them
+  const int oy = sampled ? s.origin[size_t(k)].first : 0, ox = sampled ? s.origin[size_t(k)].second : 0;
+  const int low = ox >= 0 ? 0 : (-ox + s.stride_w - 1) / s.stride_w;   // columns of y that lie inside x
+  const int high = !sampled ? y.w : x.w - ox <= 0 ? 0 : std::min((x.w - ox + s.stride_w - 1) / s.stride_w, y.w);
+  const int begin = first(y.resolution, tile) * kernels_->width, end = std::min(first(y.resolution, tile + 1), y.vectors) * kernels_->width;
+  std::vector<PlaneRow> rows;
+  for (int p = begin; p < end;) {
+    const int row = p / ry.pitch, column = p % ry.pitch, next = std::min(end, (row + 1) * ry.pitch), source = row * s.stride_h + oy;
+    int a = std::min(std::max(low - column, 0), next - p), b = std::min(high - column, next - p);
+    if (row >= y.h || (sampled && (source < 0 || source >= x.h)) || a >= b) b = a;
+    rows.push_back({source * rx.pitch + (column + a) * s.stride_w + ox, p - begin, a, b - a, next - p - b});
+    p = next;
+  }
+  return rows;
 }
 
 void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, int tile, int panel, int slot, const void* const* in, void* const* out) {
-  if (s.kind == PlaneStep::sample) return run_sample(s, stage, tile, panel, slot);
   const PlaneValue& v = value(s.y >= 0 ? s.y : s.x);
   const int start = first(v.resolution, tile), vectors = std::min(first(v.resolution, tile + 1), v.vectors) - start;
   if (vectors <= 0) return;
   const size_t begin = size_t(start) * size_t(kernels_->width);
   const float* mask = v.halo ? masks_[v.table].data() + begin : nullptr;
-  const int unit = s.kind == PlaneStep::in || s.kind == PlaneStep::out ? 16 : 1, units = (v.c + unit - 1) / unit;
-  const int c0 = int(int64_t(units) * panel / stage.panels) * unit, c1 = std::min(v.c, int(int64_t(units) * (panel + 1) / stage.panels) * unit);
+  const int unit = s.kind == PlaneStep::in || s.kind == PlaneStep::out ? 16 : 1, channels = s.kind == PlaneStep::sample ? v.c / s.planes : v.c, units = (channels + unit - 1) / unit;
+  const int c0 = int(int64_t(units) * panel / stage.panels) * unit, c1 = std::min(channels, int(int64_t(units) * (panel + 1) / stage.panels) * unit);
   size_t x_stride = 0, x2_stride = 0, y_stride = 0;
-  float *x = s.x >= 0 ? at(s.x, tile, slot, &x_stride) : nullptr, *x2 = s.x2 >= 0 ? at(s.x2, tile, slot, &x2_stride) : nullptr;
+  // With a stride the rows say where in x they begin.
+  float *x = s.x >= 0 ? at(s.x, s.kind == PlaneStep::sample || s.strided() ? 0 : tile, slot, &x_stride) : nullptr, *x2 = s.x2 >= 0 ? at(s.x2, tile, slot, &x2_stride) : nullptr;
   float* y = s.y >= 0 ? at(s.y, tile, slot, &y_stride) : nullptr;
   switch (s.kind) {
     case PlaneStep::in:
@@ -379,8 +374,9 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
       break;
     case PlaneStep::depthwise: {
       const Depthwise& d = depthwise.at(s.op);
+      const std::vector<PlaneRow>* rows = s.strided() ? &rows_[size_t(index)][size_t(tile)] : nullptr;
       kernels_->depthwise({x, x_stride * size_t(s.planes), y, y_stride, offsets_[size_t(index)].data(), d.weights.data(), d.bias.data(), mask,
-                           int(s.taps.size()), c0, c1, s.low, s.high}, vectors);
+                           int(s.taps.size()), c0, c1, s.low, s.high, rows ? rows->data() : nullptr, rows ? int(rows->size()) : 0, s.stride_w}, vectors);
       break;
     }
     case PlaneStep::conv: {
@@ -393,7 +389,12 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
       (w.rows == 4 ? kernels_->conv4 : kernels_->conv1)(c, vectors);
       break;
     }
-    default: break;
+    case PlaneStep::sample:
+      for (int k = 0; k < s.planes; k++) {
+        const auto& rows = rows_[size_t(index)][size_t(tile * s.planes + k)];
+        kernels_->sample(x, x_stride, y + size_t(k) * y_stride, y_stride * size_t(s.planes), rows.data(), int(rows.size()), c0, c1, s.stride_w);
+      }
+      break;
   }
 }
 

@@ -120,7 +120,13 @@ class Planner {
         rows = std::max(rows, h.out + t.dy); columns = std::max(columns, w.out + t.dx);
         s.taps.push_back(t);
       }
-    if (c.stride_h > 1 || c.stride_w > 1) {   // a stride is a plane for each remainder, and then stride 1
+    if (s.kind == PlaneStep::depthwise && (c.stride_h > 1 || c.stride_w > 1)) {
+      s.stride_h = c.stride_h; s.stride_w = c.stride_w;
+      for (PlaneTap& t : s.taps) {
+        const auto& origin = sampled.origin[size_t(t.plane)];
+        t = {0, t.dy * c.stride_h + origin.first, t.dx * c.stride_w + origin.second};
+      }
+    } else if (c.stride_h > 1 || c.stride_w > 1) {   // a stride is a plane for each remainder, and then stride 1
       s.planes = sampled.planes = int(sampled.origin.size());
       s.x = sampled.y = int(plan_.values.size());
       plan_.values.push_back(shaped(rows, columns, in.c * s.planes));
@@ -150,7 +156,7 @@ class Planner {
     for (size_t i = 0; i < plan_.values.size(); i++) parent_.push_back(int(i));
     for (const PlaneStep& s : plan_.steps) {
       if (s.kind != PlaneStep::conv && s.kind != PlaneStep::depthwise && s.kind != PlaneStep::add) continue;
-      join(s.x, s.y);
+      if (!s.strided()) join(s.x, s.y);
       if (s.x2 >= 0) join(s.x2, s.y);
     }
     std::map<int, int> number;
@@ -172,7 +178,7 @@ class Planner {
       PlaneValue &x = value(s.x), &y = value(s.y);
       x.planes = x.halo = true;
       int& pitch = plan_.resolutions[size_t(x.resolution)].pitch;
-      for (const PlaneTap& t : s.taps) pitch = std::max({pitch, x.w - std::min(t.dx, 0), y.w + t.dx});
+      for (const PlaneTap& t : s.taps) pitch = std::max({pitch, x.w - std::min(t.dx, 0), (y.w - 1) * s.stride_w + 1 + t.dx});
     }
     for (PlaneValue& v : plan_.values) {
       if (v.resolution < 0) continue;
@@ -189,8 +195,10 @@ class Planner {
       for (const PlaneTap& t : s.taps) {
         int64_t offset = int64_t(t.dy) * pitch + t.dx;
         x.lead = std::max(x.lead, round_up(size_t(std::max<int64_t>(-offset, 0)), 16));
-        zeros[size_t(s.x)] = std::max(zeros[size_t(s.x)], int64_t(y.h - 1 + t.dy) * pitch + y.w + t.dx);
-        read[size_t(s.x)] = std::max(read[size_t(s.x)], int64_t(y.vectors) * width_ + offset);
+        const int64_t last = int64_t(y.h - 1) * s.stride_h * pitch + int64_t(y.w - 1) * s.stride_w + 1 + offset;
+        zeros[size_t(s.x)] = std::max(zeros[size_t(s.x)], last);
+        // Vectors reach behind the last pixel: of the plane, or with a stride of its row.
+        read[size_t(s.x)] = std::max(read[size_t(s.x)], s.strided() ? last + 2 * int64_t(width_) * s.stride_w : int64_t(y.vectors) * width_ + offset);
       }
     }
     for (size_t i = 0; i < plan_.values.size(); i++) {
@@ -226,7 +234,7 @@ class Planner {
 }  // namespace
 
 bool PlaneStep::pointwise() const {
-  return kind != sample && std::all_of(taps.begin(), taps.end(), [](const PlaneTap& t) { return t.dy == 0 && t.dx == 0; });
+  return kind != sample && !strided() && std::all_of(taps.begin(), taps.end(), [](const PlaneTap& t) { return t.dy == 0 && t.dx == 0; });
 }
 
 bool plan_region(const std::vector<RegionOp>& ops, int values, const std::vector<int>& inputs, const std::vector<int>& outputs,

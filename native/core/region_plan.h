@@ -31,9 +31,11 @@ struct PlaneStep {
   int op = -1;                      // conv, depthwise
   std::vector<PlaneTap> taps;       // conv, depthwise
   int planes = 1;                   // conv, depthwise: sampled planes of each channel of x; sample: of y
-  int stride_h = 1, stride_w = 1;   // sample: plane k of y is x[r * stride_h + origin[k].first][q * stride_w + origin[k].second]
+  int stride_h = 1, stride_w = 1;   // sample: plane k of y is x[r * stride_h + origin[k].first][q * stride_w + origin[k].second];
+                                    // depthwise: taps count pixels of x, of which x and y share the resolution only with stride 1
   std::vector<std::pair<int, int>> origin;
   float low = 0, high = 0;
+  bool strided() const { return stride_h > 1 || stride_w > 1; }
   bool pointwise() const;           // reads of a pixel's tile nothing but that tile
 };
 

@@ -41,6 +41,31 @@ struct Eight {
   PARING_INLINE V most(V a, V b) { return _mm256_max_ps(a, b); }
 };
 #endif
+#if defined(__AVX2__)
+struct One {
+  using V = __m128;
+  static constexpr int lanes = 1;
+  PARING_INLINE V load(const float* p) { return _mm_load_ss(p); }
+  PARING_INLINE void store(float* p, V a) { _mm_store_ss(p, a); }
+  PARING_INLINE V all(float a) { return _mm_set_ss(a); }
+  PARING_INLINE V madd(V a, V b, V c) { return _mm_fmadd_ss(a, b, c); }
+  PARING_INLINE V add(V a, V b) { return _mm_add_ss(a, b); }
+  PARING_INLINE V least(V a, V b) { return _mm_min_ss(a, b); }
+  PARING_INLINE V most(V a, V b) { return _mm_max_ss(a, b); }
+};
+#else
+struct One {
+  using V = float;
+  static constexpr int lanes = 1;
+  PARING_INLINE V load(const float* p) { return *p; }
+  PARING_INLINE void store(float* p, V a) { *p = a; }
+  PARING_INLINE V all(float a) { return a; }
+  PARING_INLINE V madd(V a, V b, V c) { return a * b + c; }
+  PARING_INLINE V add(V a, V b) { return a + b; }
+  PARING_INLINE V least(V a, V b) { return a < b ? a : b; }
+  PARING_INLINE V most(V a, V b) { return a > b ? a : b; }
+};
+#endif
 struct Native {
   using V = F;
   static constexpr int lanes = width;
@@ -52,6 +77,12 @@ struct Native {
   PARING_INLINE V least(V a, V b) { return PARING_TARGET::least(a, b); }
   PARING_INLINE V most(V a, V b) { return PARING_TARGET::most(a, b); }
 };
+
+// Brings `bytes` from `at` on into the second-level cache while a tile is computed; gives where to go on.
+PARING_INLINE const char* prefetch(const char* at, int bytes) {
+  for (const char* end = at + bytes; at < end; at += 64) __builtin_prefetch(at, 0, 2);
+  return at;
+}
 
 template <class S> PARING_INLINE void store_first(float* p, int n, typename S::V a) {
   float part[S::lanes];

@@ -6,34 +6,36 @@ namespace paring {
 namespace PARING_TARGET {
 namespace {
 
+// Sums have vector types of 32-bit integers, not __m512i: where types differ between loop and exit, GCC keeps two copies of
+// each and runs out of registers.
 // A policy says how R outputs x 4 inputs meet an activation: `vectors` sums of them, `halves` products of a block.
 #if WIDE
 struct Dot16 {
-  using A = __m512i; using X = __m512i;
+  using A = __v16si; using X = __m512i; using W = __m512i;
   static constexpr int outputs = 16, vectors = 1;
-  PARING_INLINE A load(const int32_t* p) { return _mm512_loadu_si512(p); }
-  PARING_INLINE A zero() { return _mm512_setzero_si512(); }
-  PARING_INLINE A add(A a, A b) { return _mm512_add_epi32(a, b); }
-  PARING_INLINE A times(A a, int32_t b) { return _mm512_mullo_epi32(a, _mm512_set1_epi32(b)); }
+  PARING_INLINE A load(const int32_t* p) { return A(_mm512_loadu_si512(p)); }
+  PARING_INLINE A zero() { return A(_mm512_setzero_si512()); }
+  PARING_INLINE A add(A a, A b) { return A(_mm512_add_epi32(__m512i(a), __m512i(b))); }
+  PARING_INLINE A times(A a, int32_t b) { return A(_mm512_mullo_epi32(__m512i(a), _mm512_set1_epi32(b))); }
   PARING_INLINE X activation(const char* p) { return _mm512_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
 #if defined(__AVX512VNNI__)
   static constexpr int halves = 1;
-  PARING_INLINE A weights(const int8_t* v, int, int) { return _mm512_loadu_si512(v); }
-  PARING_INLINE A dot(A a, X x, A w) { return _mm512_dpbusd_epi32(a, x, w); }
+  PARING_INLINE W weights(const int8_t* v, int, int) { return _mm512_loadu_si512(v); }
+  PARING_INLINE A dot(A a, X x, W w) { return A(_mm512_dpbusd_epi32(__m512i(a), x, w)); }
 #else
   static constexpr int halves = 2;
-  PARING_INLINE A weights(const int8_t* v, int half, int) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 32 * half))); }
-  PARING_INLINE A dot(A a, X x, A w) { return _mm512_add_epi32(a, _mm512_madd_epi16(x, w)); }
+  PARING_INLINE W weights(const int8_t* v, int half, int) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 32 * half))); }
+  PARING_INLINE A dot(A a, X x, W w) { return A(_mm512_add_epi32(__m512i(a), _mm512_madd_epi16(x, w))); }
 #endif
   PARING_INLINE void scaled(const A* a, const float* scale, float inverse, const float* bias, float low, float high, float* y, int left) {
-    __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(a[0]), _mm512_set1_ps(inverse));
+    __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(__m512i(a[0])), _mm512_set1_ps(inverse));
     r = _mm512_fmadd_ps(r, _mm512_loadu_ps(scale), _mm512_loadu_ps(bias));
     r = _mm512_min_ps(_mm512_max_ps(r, _mm512_set1_ps(low)), _mm512_set1_ps(high));
     if (left >= 16) _mm512_storeu_ps(y, r);
     else _mm512_mask_storeu_ps(y, __mmask16((1u << left) - 1), r);
   }
   PARING_INLINE __m512i requantized(A a, __m512 scale, const Packed& w) {
-    __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(a), scale);
+    __m512 r = _mm512_mul_ps(_mm512_cvtepi32_ps(__m512i(a)), scale);
     if (!w.small) r = _mm512_min_ps(r, _mm512_set1_ps(float(w.greatest - w.zero)));
     return _mm512_cvtps_epi32(r);
   }
@@ -46,31 +48,31 @@ struct Dot16 {
 #endif
 #if defined(__AVX2__)
 struct Dot16Pair {   // 16 outputs in two registers of 8
-  using A = __m256i; using X = __m256i;
+  using A = __v8si; using X = __m256i; using W = __m256i;
   static constexpr int outputs = 16, vectors = 2;
-  PARING_INLINE A load(const int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
-  PARING_INLINE A zero() { return _mm256_setzero_si256(); }
-  PARING_INLINE A add(A a, A b) { return _mm256_add_epi32(a, b); }
-  PARING_INLINE A times(A a, int32_t b) { return _mm256_mullo_epi32(a, _mm256_set1_epi32(b)); }
+  PARING_INLINE A load(const int32_t* p) { return A(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  PARING_INLINE A zero() { return A(_mm256_setzero_si256()); }
+  PARING_INLINE A add(A a, A b) { return A(_mm256_add_epi32(__m256i(a), __m256i(b))); }
+  PARING_INLINE A times(A a, int32_t b) { return A(_mm256_mullo_epi32(__m256i(a), _mm256_set1_epi32(b))); }
   PARING_INLINE X activation(const char* p) { return _mm256_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
   static constexpr int halves = 1;
-  PARING_INLINE A weights(const int8_t* v, int, int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 32 * n)); }
-  PARING_INLINE A dot(A a, X x, A w) {
+  PARING_INLINE W weights(const int8_t* v, int, int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(v + 32 * n)); }
+  PARING_INLINE A dot(A a, X x, W w) {
 #if defined(__AVXVNNI__)
-    return _mm256_dpbusd_avx_epi32(a, x, w);
+    return A(_mm256_dpbusd_avx_epi32(__m256i(a), x, w));
 #else
-    return _mm256_dpbusd_epi32(a, x, w);
+    return A(_mm256_dpbusd_epi32(__m256i(a), x, w));
 #endif
   }
 #else
   static constexpr int halves = 2;
-  PARING_INLINE A weights(const int8_t* v, int half, int n) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v + 32 * half + 16 * n))); }
-  PARING_INLINE A dot(A a, X x, A w) { return _mm256_add_epi32(a, _mm256_madd_epi16(x, w)); }
+  PARING_INLINE W weights(const int8_t* v, int half, int n) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v + 32 * half + 16 * n))); }
+  PARING_INLINE A dot(A a, X x, W w) { return A(_mm256_add_epi32(__m256i(a), _mm256_madd_epi16(x, w))); }
 #endif
   PARING_INLINE void scaled(const A* a, const float* scale, float inverse, const float* bias, float low, float high, float* y, int left) {
     for (int n = 0; n < 2; n++) {
-      __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(a[n]), _mm256_set1_ps(inverse));
+      __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(__m256i(a[n])), _mm256_set1_ps(inverse));
       r = _mm256_fmadd_ps(r, _mm256_loadu_ps(scale + 8 * n), _mm256_loadu_ps(bias + 8 * n));
       r = _mm256_min_ps(_mm256_max_ps(r, _mm256_set1_ps(low)), _mm256_set1_ps(high));
       int here = left - 8 * n;
@@ -81,7 +83,7 @@ struct Dot16Pair {   // 16 outputs in two registers of 8
   PARING_INLINE void requantize(const A* a, const float* scale, const Packed& w, int8_t* y, int left) {
     __m256i q[2];
     for (int n = 0; n < 2; n++) {
-      __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(a[n]), _mm256_loadu_ps(scale + 8 * n));
+      __m256 r = _mm256_mul_ps(_mm256_cvtepi32_ps(__m256i(a[n])), _mm256_loadu_ps(scale + 8 * n));
       q[n] = _mm256_cvtps_epi32(_mm256_min_ps(r, _mm256_set1_ps(float(w.greatest - w.zero))));
     }
     __m256i h = _mm256_permute4x64_epi64(_mm256_packs_epi32(q[0], q[1]), 0xd8);
@@ -95,36 +97,36 @@ struct Dot16Pair {   // 16 outputs in two registers of 8
   }
 };
 struct Dot4 {
-  using A = __m128i; using X = __m128i;
+  using A = __v4si; using X = __m128i; using W = __m128i;
   static constexpr int outputs = 4, vectors = 1;
-  PARING_INLINE A load(const int32_t* p) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p)); }
-  PARING_INLINE A zero() { return _mm_setzero_si128(); }
-  PARING_INLINE A add(A a, A b) { return _mm_add_epi32(a, b); }
-  PARING_INLINE A times(A a, int32_t b) { return _mm_mullo_epi32(a, _mm_set1_epi32(b)); }
+  PARING_INLINE A load(const int32_t* p) { return A(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+  PARING_INLINE A zero() { return A(_mm_setzero_si128()); }
+  PARING_INLINE A add(A a, A b) { return A(_mm_add_epi32(__m128i(a), __m128i(b))); }
+  PARING_INLINE A times(A a, int32_t b) { return A(_mm_mullo_epi32(__m128i(a), _mm_set1_epi32(b))); }
   PARING_INLINE X activation(const char* p) { return _mm_set1_epi32(*reinterpret_cast<const int32_t*>(p)); }
 #if defined(__AVXVNNI__) || (defined(__AVX512VNNI__) && defined(__AVX512VL__))
   static constexpr int halves = 1;
-  PARING_INLINE A weights(const int8_t* v, int, int) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(v)); }
-  PARING_INLINE A dot(A a, X x, A w) {
+  PARING_INLINE W weights(const int8_t* v, int, int) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(v)); }
+  PARING_INLINE A dot(A a, X x, W w) {
 #if defined(__AVXVNNI__)
-    return _mm_dpbusd_avx_epi32(a, x, w);
+    return A(_mm_dpbusd_avx_epi32(__m128i(a), x, w));
 #else
-    return _mm_dpbusd_epi32(a, x, w);
+    return A(_mm_dpbusd_epi32(__m128i(a), x, w));
 #endif
   }
 #else
   static constexpr int halves = 2;
-  PARING_INLINE A weights(const int8_t* v, int half, int) { return _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(v + 8 * half))); }
-  PARING_INLINE A dot(A a, X x, A w) { return _mm_add_epi32(a, _mm_madd_epi16(x, w)); }
+  PARING_INLINE W weights(const int8_t* v, int half, int) { return _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(v + 8 * half))); }
+  PARING_INLINE A dot(A a, X x, W w) { return A(_mm_add_epi32(__m128i(a), _mm_madd_epi16(x, w))); }
 #endif
   PARING_INLINE void scaled(const A* a, const float* scale, float inverse, const float* bias, float low, float high, float* y, int left) {
-    __m128 r = _mm_mul_ps(_mm_cvtepi32_ps(a[0]), _mm_set1_ps(inverse));
+    __m128 r = _mm_mul_ps(_mm_cvtepi32_ps(__m128i(a[0])), _mm_set1_ps(inverse));
     r = _mm_fmadd_ps(r, _mm_loadu_ps(scale), _mm_loadu_ps(bias));
     r = _mm_min_ps(_mm_max_ps(r, _mm_set1_ps(low)), _mm_set1_ps(high));
     if (left >= 4) _mm_storeu_ps(y, r); else store_first<Four>(y, left, r);
   }
   PARING_INLINE void requantize(const A* a, const float* scale, const Packed& w, int8_t* y, int left) {
-    __m128 r = _mm_mul_ps(_mm_cvtepi32_ps(a[0]), _mm_loadu_ps(scale));
+    __m128 r = _mm_mul_ps(_mm_cvtepi32_ps(__m128i(a[0])), _mm_loadu_ps(scale));
     __m128i q = _mm_cvtps_epi32(_mm_min_ps(r, _mm_set1_ps(float(w.greatest - w.zero))));
     q = _mm_adds_epi16(_mm_packs_epi32(q, q), _mm_set1_epi16(int16_t(w.zero)));
     q = _mm_packs_epi16(q, q);
@@ -196,7 +198,7 @@ template <class D, int L, int C, class E, bool dynamic> void int8_tile(const Til
     UNROLL for (int u = 1; u < U; u++)
       UNROLL for (int p = 0; p < P; p++)
         UNROLL for (int n = 0; n < N; n++) a[0][p][n] = D::add(a[0][p][n], a[u][p][n]);
-    int left = w.outputs - g * R, p = 0;
+    int left = w.outputs - g * R;
     const float* scale = w.scale + g * R;
     auto at = [&](int p) __attribute__((always_inline)) { return t.y + (p / C) * t.y_line + (p % C) * t.y_step; };
     if (dynamic) {
@@ -212,7 +214,7 @@ template <class D, int L, int C, class E, bool dynamic> void int8_tile(const Til
       const __m512 s = _mm512_loadu_ps(scale);
       const __m512i zero = _mm512_set1_epi16(int16_t(w.zero)), low = _mm512_set1_epi8(char(w.least)), high = _mm512_set1_epi8(char(w.greatest));
       const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-      UNROLL for (p = 0; p + 4 <= P; p += 4) {
+      UNROLL for (int p = 0; p + 4 <= P; p += 4) {
         __m512i q[4];
         UNROLL for (int i = 0; i < 4; i++) q[i] = D::requantized(a[0][p + i][0], s, w);
         __m512i b = _mm512_packs_epi16(_mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), zero), _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), zero));
@@ -222,9 +224,11 @@ template <class D, int L, int C, class E, bool dynamic> void int8_tile(const Til
         _mm_storeu_si128(reinterpret_cast<__m128i*>(at(p + 2) + g * R), _mm512_extracti32x4_epi32(b, 2));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(at(p + 3) + g * R), _mm512_extracti32x4_epi32(b, 3));
       }
+      UNROLL for (int p = P / 4 * 4; p < P; p++) D::requantize(a[0][p], scale, w, reinterpret_cast<int8_t*>(at(p)) + g * R, left);
+      continue;
     }
 #endif
-    UNROLL for (int i = 0; i < P; i++) if (i >= p) D::requantize(a[0][i], scale, w, reinterpret_cast<int8_t*>(at(i)) + g * R, left);
+    UNROLL for (int p = 0; p < P; p++) D::requantize(a[0][p], scale, w, reinterpret_cast<int8_t*>(at(p)) + g * R, left);
   }
 }
 
