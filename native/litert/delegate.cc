@@ -162,6 +162,9 @@ PARING_API paring::litert::TfLiteDelegate* tflite_plugin_create_delegate(const c
   return nullptr;
 }
 
-PARING_API void tflite_plugin_destroy_delegate(paring::litert::TfLiteDelegate* d) { delete static_cast<paring::litert::Delegate*>(d->data); }
+// Python's load_delegate calls it with null, too, where none was made.
+PARING_API void tflite_plugin_destroy_delegate(paring::litert::TfLiteDelegate* d) {
+  if (d) delete static_cast<paring::litert::Delegate*>(d->data);
+}
 
 }  // extern "C"

@@ -244,6 +244,7 @@ void check_options() {
   CHECK(!make({{"sparsity", "0.5"}}) && reported.find("'sparsity'") != std::string::npos && reported.find("sparsity_threshold") != std::string::npos);
   for (auto bad : {std::make_pair("sparsity_threshold", "2"), {"sparsity_threshold", "x"}, {"num_threads", "1.5"}, {"verbose", "maybe"}, {"isa", "sse9"}, {"measure", ""}})
     CHECK(!make({bad}) && reported.find(bad.first) != std::string::npos && reported.find("expected") != std::string::npos);
+  tflite_plugin_destroy_delegate(nullptr);
   TfLiteDelegate* d = make({{"isa", "portable"}, {"num_threads", "-1"}, {"verbose", "0"}});
   CHECK(d != nullptr);
   tflite_plugin_destroy_delegate(d);
