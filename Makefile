@@ -20,8 +20,8 @@ SOURCES := pyproject.toml LICENSE README.md $(shell find src native -type f -not
 # Objects of the native library outlive an installation, so that a changed Python file compiles nothing.
 export SKBUILD_BUILD_DIR := build/install
 
-# An inherited PYTHONPATH would put another copy of paring before the installed one.
-unexport PYTHONPATH
+# An inherited PYTHONPATH would put another copy of paring before the installed one, PARING_LIBRARY another library.
+unexport PYTHONPATH PARING_LIBRARY
 
 .PHONY: demo test lint native native-quick native-test clean
 .DELETE_ON_ERROR:
@@ -41,8 +41,11 @@ native:
 	cmake -S native -B build/native
 	cmake --build build/native -j $(JOBS)
 
-native-quick: build/tests/.built
-	ctest --test-dir build/tests --output-on-failure
+# On the objects that installing has left.
+native-quick: $(VENV)/test.stamp
+	cmake -S native -B $(SKBUILD_BUILD_DIR) -DPARING_TESTS=ON
+	cmake --build $(SKBUILD_BUILD_DIR) -j $(JOBS)
+	ctest --test-dir $(SKBUILD_BUILD_DIR) --output-on-failure
 
 native-test: build/tests/.built build/tests-address/.built build/tests-thread/.built
 	for kind in "" -address -thread; do ctest --test-dir build/tests$$kind --output-on-failure || exit 1; done
