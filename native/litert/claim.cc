@@ -197,19 +197,20 @@ class Decision {
     for (int t : in) x.push_back(dims_of(g_.tensor(t)));
     if (!island || !island->prepare(x, threads_, &y, &why)) return give_up();
     double expected = island->estimate();
-    why = text("in planes: expected %.0f us for %zu operators, %.0f us otherwise", 1e6 * expected, members.size(), 1e6 * otherwise);
+    why = text("in planes expected %.0f us for %zu operators, %.0f us otherwise", 1e6 * expected, members.size(), 1e6 * otherwise);
     if (!(expected * margin + partition_seconds < otherwise)) return give_up();
     if (options_.measure) {
       double took = watch_.island(*island, x, y, expected);
       if (took * measured_margin > otherwise) {
-        why = text("in planes: measured %.0f us for %zu operators, %.0f us otherwise", 1e6 * took, members.size(), 1e6 * otherwise);
+        why = text("in planes measured %.0f us for %zu operators, %.0f us otherwise", 1e6 * took, members.size(), 1e6 * otherwise);
         return give_up();
       }
       if (took > 0) why += text(" (measured %.0f us)", 1e6 * took);
     }
+    said_[members.front()] = text("%s, %.1fx over dense", why.c_str(), expected > 0 ? dense / expected : 0);
     for (int p : members) {
       at(p).in_island = at(p).claimed = true;
-      at(p).reason = text("%s; %.1fx over dense", why.c_str(), expected > 0 ? dense / expected : 0);
+      at(p).reason = text("in the planes of node %d", g_.nodes[size_t(members.front())].index);
     }
     claim_.islands.push_back(std::move(island));
     return true;
@@ -249,6 +250,7 @@ class Decision {
           continue;
         }
         for (int p : members) at(p).in_island = at(p).claimed = false, at(p).reason.clear();
+        said_.erase(members.front());
         if (round + 1 < most_rounds)
           for (auto& part : parts(members, turns)) cut.push_back(part);
         else
@@ -308,10 +310,11 @@ class Decision {
       all += text("paring: node %d %s '%s': ", g_.nodes[size_t(p)].index, operator_name(code), g_.name(p).c_str());
       if (c.product) {
         paring_layer_info info = c.product->info();
-        all += text("%s, %.0f %% zeros, %s, ", type_name(op), 100 * op.zeros, pattern(info).c_str());
-        if (!c.in_island) all += text("kernel %s, expected gain %.1fx, ", info.kernel, c.own > 0 ? c.dense / c.own : 0);
+        all += text("%s, %.0f %% zeros, ", type_name(op), 100 * op.zeros);
+        if (!c.in_island) all += text("%s, kernel %s, expected gain %.1fx, ", pattern(info).c_str(), info.kernel, c.own > 0 ? c.dense / c.own : 0);
       }
       all += text("%s: %s\n", c.claimed ? "claimed" : "not claimed", c.reason.c_str());
+      if (auto island = said_.find(p); island != said_.end()) all += text("paring: the planes of node %d: %s\n", g_.nodes[size_t(p)].index, island->second.c_str());
     }
     all += text("paring: %d of %d nodes claimed, %s, %d threads\n", taken, g_.size(), paring_isa(), threads_);
     fwrite(all.data(), 1, all.size(), stderr);
@@ -322,6 +325,7 @@ class Decision {
   int threads_;
   Stopwatch watch_;
   std::vector<Candidate> all_;
+  std::map<int, std::string> said_;   // of islands, by their first position
   Claim claim_;
 };
 
