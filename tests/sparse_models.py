@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from models import Net, Options
@@ -199,6 +199,19 @@ def _dynamic(kernel: int | None, batch: int) -> Callable[[Net], None]:
     return build
 
 
+def _dynamic_matmul(adj_y: bool, per_channel: bool) -> Callable[[Net], None]:
+    def build(net: Net) -> None:
+        codes, scales = integers(sparse(768, 512), per_channel)
+        axis = None if not per_channel else 0 if adj_y else 1
+        w = codes if adj_y else np.ascontiguousarray(codes.T)
+        y, x = net.tensor((2, 6, 768)), net.input((2, 6, 512))
+        options = ("BatchMatMulOptions", {"adj_x": False, "adj_y": adj_y})
+        net.op("BATCH_MATMUL", [x, on_grid(net, w, replace(scales, axis=axis))], [y], options, 4)
+        net.outputs = [y]
+
+    return build
+
+
 def _half(net: Net) -> int:
     return behind(net, "DEQUANTIZE", net.constant(sparse(1024, 512).astype(np.float16)), "float32")
 
@@ -250,6 +263,8 @@ CASES = [
     Case("int8-conv-3x3", _static(3, True), exact=True),
     Case("dynamic-dense", _dynamic(None, 1), exact=True),
     Case("dynamic-dense-rows", _dynamic(None, 5), exact=True),
+    Case("dynamic-matmul", _dynamic_matmul(False, True), exact=True),
+    Case("dynamic-matmul-transposed", _dynamic_matmul(True, False), exact=True),
     Case("dynamic-conv-1x1", _dynamic(1, 1), exact=True),
     Case("dynamic-conv-3x3", _dynamic(3, 2), exact=True),
 ]  # fmt: skip
