@@ -228,17 +228,42 @@ def test_an_image_of_another_size(delegated):
         assert_same(run(ours, inputs(theirs, side)), run(theirs, inputs(theirs, side)))
 
 
-def test_a_shape_known_only_when_running(delegated):
+@pytest.mark.parametrize("told", [(6, 512), (1, 1)])
+def test_a_shape_known_only_when_running(told, delegated, capfd):
+    # As converters write it: what is not known is 1 in the shape and -1 in the signature.
     def build(net: Net) -> None:
         x, shape = net.input((6, 512)), net.input((2,), "int32")
-        rows = net.then("RESHAPE", [x, shape], (6, 512), models.RESHAPE)
-        net.graph.tensors[rows].shape_signature = np.array([-1, 512], np.int32)
-        hidden = net.then("FULLY_CONNECTED", [rows, net.constant(sparse(1024, 512)), -1], (6, 1024), models.FC)
-        net.outputs = [net.then("FULLY_CONNECTED", [hidden, net.constant(sparse(512, 1024)), -1], (6, 512), models.FC)]
+        rows = net.then("RESHAPE", [x, shape], told, models.RESHAPE)
+        net.graph.tensors[rows].shape_signature = np.array([-1, -1], np.int32)
+        hidden = net.then("FULLY_CONNECTED", [rows, net.constant(sparse(1024, 512)), -1], (told[0], 1024), models.FC)
+        net.graph.tensors[hidden].shape_signature = np.array([-1, 1024], np.int32)
+        net.outputs = [
+            net.then("FULLY_CONNECTED", [hidden, net.constant(sparse(512, 1024)), -1], (told[0], 512), models.FC)
+        ]
 
     content = model(build)
-    values = [normal(6, 512), np.array([6, 512], np.int32)]
-    assert_same(run(delegated(content), values), run(stock(content), values))
+    ours = delegated(content, verbose="true")
+    assert len(claimed(capfd.readouterr().err)) == 2
+    for shape in ([6, 512], [3, 1024], [2, 1536]):
+        values = [normal(6, 512), np.array(shape, np.int32)]
+        assert_same(run(ours, values), run(stock(content), values))
+
+
+def test_an_image_whose_size_is_not_known_yet(delegated, capfd):
+    def build(net: Net) -> None:
+        x = net.input((1, 1, 1, 32))
+        net.graph.tensors[x].shape_signature = np.array([-1, -1, -1, 32], np.int32)
+        w = net.constant(sparse(64, 3, 3, 32))
+        net.outputs = [net.then("CONV_2D", [x, w, net.constant(normal(64))], (1, 1, 1, 64), models.conv())]
+
+    content = model(build)
+    ours, theirs = delegated(content, verbose="true"), stock(content)
+    assert len(claimed(capfd.readouterr().err)) == 1
+    for shape in ([1, 20, 30, 32], [2, 5, 5, 32]):
+        for interpreter in (ours, theirs):
+            interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], shape)
+            interpreter.allocate_tensors()
+        assert_same(run(ours, inputs(theirs)), run(theirs, inputs(theirs)))
 
 
 def test_an_input_that_does_not_fit_is_named(delegated):
