@@ -67,7 +67,7 @@ struct PlaneKernels {
   void (*sample)(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride);
 };
 
-extern const PlaneKernels planes_portable, planes_avx2, planes_avx2vnni, planes_avx512, planes_avx512vnni;
+extern const PlaneKernels planes_portable, planes_avx2, planes_avx512;
 
 // The table of the instruction set in force.
 const PlaneKernels& plane_kernels();
