@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ai_edge_litert.interpreter import Interpreter, load_delegate
-
 import sparse_models as models
+from ai_edge_litert.interpreter import Interpreter, load_delegate
 from models import Net
-from sparse_models import CASES, Case, encoded, grid, integers, normal, on_grid, sparse
+from sparse_models import CASES, Case, encoded, integers, normal, on_grid, sparse
 
 EXACT = 0.0
 ROUNDING = 1e-5  # of the largest value
@@ -159,7 +158,13 @@ def test_sparse_encoded_dynamic_int8(delegated):
         net = Net()
         y = net.tensor((2, 1024))
         x = net.input((2, 1024))
-        net.op("FULLY_CONNECTED", [x, stored(net), -1], [y], ("FullyConnectedOptions", {"asymmetric_quantize_inputs": True}), 12)
+        net.op(
+            "FULLY_CONNECTED",
+            [x, stored(net), -1],
+            [y],
+            ("FullyConnectedOptions", {"asymmetric_quantize_inputs": True}),
+            12,
+        )
         net.outputs = [y]
         return net.finish().to_bytes()
 
@@ -184,9 +189,15 @@ def test_an_island_that_something_stands_between(delegated):
         x, b = net.input((1, 24, 24, 64)), net.constant(normal(64))
         a = net.then("CONV_2D", [x, net.constant(sparse(64, 3, 3, 64, rows=1)), b], (1, 24, 24, 64), models.conv())
         n = net.then("NEG", [a], (1, 24, 24, 64), ("NegOptions", {}))
-        c = net.then("CONV_2D", [a, net.constant(sparse(64, 3, 3, 64, rows=1, seed=2)), b], (1, 24, 24, 64), models.conv())
+        c = net.then(
+            "CONV_2D", [a, net.constant(sparse(64, 3, 3, 64, rows=1, seed=2)), b], (1, 24, 24, 64), models.conv()
+        )
         s = net.then("ADD", [c, n], (1, 24, 24, 64), models.ADD)
-        net.outputs = [net.then("CONV_2D", [s, net.constant(sparse(64, 3, 3, 64, rows=1, seed=3)), b], (1, 24, 24, 64), models.conv())]
+        net.outputs = [
+            net.then(
+                "CONV_2D", [s, net.constant(sparse(64, 3, 3, 64, rows=1, seed=3)), b], (1, 24, 24, 64), models.conv()
+            )
+        ]
 
     content = model(build)
     assert_same(run(delegated(content)), run(stock(content)))
@@ -217,17 +228,42 @@ def test_an_image_of_another_size(delegated):
         assert_same(run(ours, inputs(theirs, side)), run(theirs, inputs(theirs, side)))
 
 
-def test_a_shape_known_only_when_running(delegated):
+@pytest.mark.parametrize("told", [(6, 512), (1, 1)])
+def test_a_shape_known_only_when_running(told, delegated, capfd):
+    # As converters write it: what is not known is 1 in the shape and -1 in the signature.
     def build(net: Net) -> None:
         x, shape = net.input((6, 512)), net.input((2,), "int32")
-        rows = net.then("RESHAPE", [x, shape], (6, 512), models.RESHAPE)
-        net.graph.tensors[rows].shape_signature = np.array([-1, 512], np.int32)
-        hidden = net.then("FULLY_CONNECTED", [rows, net.constant(sparse(1024, 512)), -1], (6, 1024), models.FC)
-        net.outputs = [net.then("FULLY_CONNECTED", [hidden, net.constant(sparse(512, 1024)), -1], (6, 512), models.FC)]
+        rows = net.then("RESHAPE", [x, shape], told, models.RESHAPE)
+        net.graph.tensors[rows].shape_signature = np.array([-1, -1], np.int32)
+        hidden = net.then("FULLY_CONNECTED", [rows, net.constant(sparse(1024, 512)), -1], (told[0], 1024), models.FC)
+        net.graph.tensors[hidden].shape_signature = np.array([-1, 1024], np.int32)
+        net.outputs = [
+            net.then("FULLY_CONNECTED", [hidden, net.constant(sparse(512, 1024)), -1], (told[0], 512), models.FC)
+        ]
 
     content = model(build)
-    values = [normal(6, 512), np.array([6, 512], np.int32)]
-    assert_same(run(delegated(content), values), run(stock(content), values))
+    ours = delegated(content, verbose="true")
+    assert len(claimed(capfd.readouterr().err)) == 2
+    for shape in ([6, 512], [3, 1024], [2, 1536]):
+        values = [normal(6, 512), np.array(shape, np.int32)]
+        assert_same(run(ours, values), run(stock(content), values))
+
+
+def test_an_image_whose_size_is_not_known_yet(delegated, capfd):
+    def build(net: Net) -> None:
+        x = net.input((1, 1, 1, 32))
+        net.graph.tensors[x].shape_signature = np.array([-1, -1, -1, 32], np.int32)
+        w = net.constant(sparse(64, 3, 3, 32))
+        net.outputs = [net.then("CONV_2D", [x, w, net.constant(normal(64))], (1, 1, 1, 64), models.conv())]
+
+    content = model(build)
+    ours, theirs = delegated(content, verbose="true"), stock(content)
+    assert len(claimed(capfd.readouterr().err)) == 1
+    for shape in ([1, 20, 30, 32], [2, 5, 5, 32]):
+        for interpreter in (ours, theirs):
+            interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], shape)
+            interpreter.allocate_tensors()
+        assert_same(run(ours, inputs(theirs)), run(theirs, inputs(theirs)))
 
 
 def test_an_input_that_does_not_fit_is_named(delegated):
@@ -244,8 +280,15 @@ def test_an_input_that_does_not_fit_is_named(delegated):
 def test_dense_models_are_left_as_they_are(zeros, delegated, capfd):
     def build(net: Net) -> None:
         x = net.input((1, 12, 12, 64))
-        y = net.then("CONV_2D", [x, net.constant(sparse(64, 3, 3, 64, zeros=zeros)), net.constant(normal(64))], (1, 12, 12, 64), models.conv())
-        net.outputs = [net.then("FULLY_CONNECTED", [y, net.constant(sparse(256, 64, zeros=zeros)), -1], (144, 256), models.FC)]
+        y = net.then(
+            "CONV_2D",
+            [x, net.constant(sparse(64, 3, 3, 64, zeros=zeros)), net.constant(normal(64))],
+            (1, 12, 12, 64),
+            models.conv(),
+        )
+        net.outputs = [
+            net.then("FULLY_CONNECTED", [y, net.constant(sparse(256, 64, zeros=zeros)), -1], (144, 256), models.FC)
+        ]
 
     content = model(build)
     ours, theirs = delegated(content, verbose="true"), stock(content)
@@ -255,7 +298,9 @@ def test_dense_models_are_left_as_they_are(zeros, delegated, capfd):
     assert operators(ours) == operators(theirs)
 
 
-@pytest.mark.parametrize("name", ["kws_ref_model", "kws_ref_model_float32", "pretrainedResnet", "face_detection_short_range"])
+@pytest.mark.parametrize(
+    "name", ["kws_ref_model", "kws_ref_model_float32", "pretrainedResnet", "face_detection_short_range"]
+)
 def test_dense_networks_are_left_as_they_are(name, shared, native):
     path = str(shared / "models" / f"{name}.tflite")
     ours = Interpreter(path, num_threads=1, experimental_delegates=[load_delegate(native.delegate_path())])
@@ -270,7 +315,9 @@ def test_weights_that_are_not_finite_are_left_alone(bad, delegated, capfd):
     weights[700, 3] = bad
 
     def build(net: Net) -> None:
-        net.outputs = [net.then("FULLY_CONNECTED", [net.input((1, 512)), net.constant(weights), -1], (1, 1024), models.FC)]
+        net.outputs = [
+            net.then("FULLY_CONNECTED", [net.input((1, 512)), net.constant(weights), -1], (1, 1024), models.FC)
+        ]
 
     delegated(model(build), verbose="true")
     text = capfd.readouterr().err
@@ -294,7 +341,9 @@ def test_codes_of_minus_128_are_left_alone(delegated, capfd):
 def test_an_activation_without_a_kernel_is_left_alone(delegated, capfd):
     def build(net: Net) -> None:
         options = ("FullyConnectedOptions", {"fused_activation_function": 4})  # TANH
-        net.outputs = [net.then("FULLY_CONNECTED", [net.input((1, 512)), net.constant(sparse(1024, 512)), -1], (1, 1024), options)]
+        net.outputs = [
+            net.then("FULLY_CONNECTED", [net.input((1, 512)), net.constant(sparse(1024, 512)), -1], (1, 1024), options)
+        ]
 
     delegated(model(build), verbose="true")
     text = capfd.readouterr().err
@@ -307,7 +356,11 @@ def test_an_activation_without_a_kernel_is_left_alone(delegated, capfd):
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("sparsity", "0.5", r"option 'sparsity': expected one of sparsity_threshold, isa, verbose, num_threads, measure"),
+        (
+            "sparsity",
+            "0.5",
+            r"option 'sparsity': expected one of sparsity_threshold, isa, verbose, num_threads, measure",
+        ),
         ("sparsity_threshold", "70", r"'sparsity_threshold': expected a number from 0 to 1, got '70'"),
         ("isa", "neon", r"'isa': expected one of portable.*, got 'neon'"),
         ("verbose", "perhaps", r"'verbose': expected true or false, got 'perhaps'"),
@@ -362,7 +415,7 @@ def test_several_interpreters_in_several_threads(delegated):
                 interpreter = delegated(contents[number % 2], 1 + number // 2)
                 for _ in range(10):
                     assert_same(run(interpreter), expected[number % 2])
-        except BaseException as error:  # noqa: BLE001  handed to the test's own thread
+        except BaseException as error:
             wrong.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
