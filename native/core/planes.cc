@@ -32,6 +32,13 @@ template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const 
   for (int pass = 0; pass < c.passes; pass++)
     for (int k = 0; k < c.group_count; k++, g++) {
       float* out = y + size_t(g->output) * c.y_stride;
+      if (c.far && pass == 0 && k + 1 < c.group_count) {
+        const float* soon = y + size_t(g[1].output) * c.y_stride;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) __builtin_prefetch(soon + q * c.y_stride + j * width, 1);
+      }
       F a[4][N];
 #pragma GCC unroll 4
       for (int q = 0; q < 4; q++)
@@ -77,6 +84,11 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
     }
     for (int k = 0; k < c.group_count; k++, g++) {
       float* out = y + size_t(g->output) * c.y_stride;
+      if (c.far && pass == 0 && k + 4 < c.group_count) {
+        const float* soon = y + size_t(g[4].output) * c.y_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) __builtin_prefetch(soon + j * width, 1);
+      }
       F a[SETS][N];
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++) a[0][j] = pass ? load(out + j * width) : all(c.bias[g->output]);

@@ -27,6 +27,7 @@ struct PlaneConv {
   const int32_t* source_ends;
   float* copies;
   size_t copy_stride;           // floats
+  bool far;                     // y lies outside of the nearer caches: stores to many places would wait for one another
 };
 
 // A part of a row where output pixels are not input pixels: floats from a channel's first pixel of x and from the tile's
