@@ -24,7 +24,7 @@ PARING_INLINE F finish(F a, F low, F high, const float* mask) {
 }
 
 // A block is N loads, 4 broadcasts and 4 * N multiply-adds.
-template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const float* mask) {
+template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const float* start, const float* mask) {
   const F low = all(c.low), high = all(c.high);
   const int32_t* off = c.offsets;
   const float* w = c.values;
@@ -38,12 +38,24 @@ template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const 
         for (int q = 0; q < 4; q++)
 #pragma GCC unroll 8
           for (int j = 0; j < N; j++) __builtin_prefetch(soon + q * c.y_stride + j * width, 1);
+        if (start)
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; q++)
+#pragma GCC unroll 8
+            for (int j = 0; j < N; j++) __builtin_prefetch(start + size_t(g[1].output + q) * c.start_stride + j * width);
       }
       F a[4][N];
 #pragma GCC unroll 4
       for (int q = 0; q < 4; q++)
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) a[q][j] = pass ? load(out + q * c.y_stride + j * width) : all(c.bias[g->output + q]);
+      if (start && pass == 0) {
+        const float* from = start + size_t(g->output) * c.start_stride;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) a[q][j] = add(a[q][j], load(from + q * c.start_stride + j * width));
+      }
       for (const int32_t* end = c.offsets + g->end; off < end; off++, w += 4) {
         const float* p = at(x, *off);
         F v[N];
@@ -67,7 +79,7 @@ template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const 
 
 // A block is N loads, a broadcast and N multiply-adds. SETS blocks are in flight, each with its own sums, because a sum
 // waits 4 cycles for the one before.
-template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float* y, const float* mask) {
+template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float* y, const float* start, const float* mask) {
   const F low = all(c.low), high = all(c.high);
   const int32_t* off = c.offsets;
   const float* w = c.values;
@@ -88,10 +100,18 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
         const float* soon = y + size_t(g[4].output) * c.y_stride;
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) __builtin_prefetch(soon + j * width, 1);
+        if (start)
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) __builtin_prefetch(start + size_t(g[4].output) * c.start_stride + j * width);
       }
       F a[SETS][N];
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++) a[0][j] = pass ? load(out + j * width) : all(c.bias[g->output]);
+      if (start && pass == 0) {
+        const float* begin = start + size_t(g->output) * c.start_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) a[0][j] = add(a[0][j], load(begin + j * width));
+      }
 #pragma GCC unroll 4
       for (int s = 1; s < SETS; s++)
 #pragma GCC unroll 8
@@ -124,7 +144,7 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
   }
 }
 
-using Conv = void (*)(const PlaneConv&, const float*, float*, const float*);
+using Conv = void (*)(const PlaneConv&, const float*, float*, const float*, const float*);
 #if defined(__AVX512F__)
 constexpr int block_vectors = 5, line_vectors = 5;   // an odd number of cache lines from channel to channel spreads them over the sets
 const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>};
@@ -140,7 +160,7 @@ void in_runs(const Conv* kernels, int most, const PlaneConv& c, int vectors) {
   int runs = (vectors + most - 1) / most;
   for (int i = 0, v = 0; i < runs; i++) {
     int n = vectors / runs + (i < vectors % runs);
-    kernels[n](c, c.x + v * width, c.y + v * width, c.mask ? c.mask + v * width : nullptr);
+    kernels[n](c, c.x + v * width, c.y + v * width, c.start ? c.start + v * width : nullptr, c.mask ? c.mask + v * width : nullptr);
     v += n;
   }
 }
@@ -155,37 +175,54 @@ template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
     const float *x = d.x + size_t(c) * d.x_stride, *w = d.weights + size_t(c) * taps;
     float* y = d.y + size_t(c) * d.y_stride;
     const F bias = all(d.bias[c]);
+    F k[TAPS ? TAPS : 1];
+    const float* p[TAPS ? TAPS : 1];
+    if (TAPS)
+#pragma GCC unroll 9
+      for (int t = 0; t < taps; t++) { k[t] = all(w[t]); p[t] = at(x, d.offsets[t]); }
     int v = 0;
-    for (; v + 2 <= vectors; v += 2, x += 2 * width, y += 2 * width) {
+    for (; v + 2 <= vectors; v += 2) {
       F a = bias, b = bias;
 #pragma GCC unroll 9
       for (int t = 0; t < taps; t++) {
-        const float* p = at(x, d.offsets[t]);
-        F k = all(w[t]);
-        a = madd(k, load(p), a);
-        b = madd(k, load(p + width), b);
+        const F weight = TAPS ? k[t] : all(w[t]);
+        const float* from = (TAPS ? p[t] : at(x, d.offsets[t])) + v * width;
+        a = madd(weight, load(from), a);
+        b = madd(weight, load(from + width), b);
       }
-      store(y, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
-      store(y + width, finish(b, low, high, d.mask ? d.mask + (v + 1) * width : nullptr));
+      store(y + v * width, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
+      store(y + (v + 1) * width, finish(b, low, high, d.mask ? d.mask + (v + 1) * width : nullptr));
     }
     if (v < vectors) {
       F a = bias;
 #pragma GCC unroll 9
-      for (int t = 0; t < taps; t++) a = madd(all(w[t]), load(at(x, d.offsets[t])), a);
-      store(y, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
+      for (int t = 0; t < taps; t++) a = madd(TAPS ? k[t] : all(w[t]), load((TAPS ? p[t] : at(x, d.offsets[t])) + v * width), a);
+      store(y + v * width, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
     }
   }
 }
+
 // Every second float, and every `stride`th. Both may read `width` floats more than they give.
 #if defined(__AVX512F__)
 PARING_INLINE __m512i even_lanes() { return _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
 PARING_INLINE F second(const float* p) { return _mm512_permutex2var_ps(load(p), even_lanes(), load(p + 16)); }
+PARING_INLINE void both(const float* p, F* even, F* odd) {   // p[0], p[2] ...; p[1], p[3] ...
+  F a = load(p), b = load(p + 16);
+  *even = _mm512_permutex2var_ps(a, even_lanes(), b);
+  *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(even_lanes(), _mm512_set1_epi32(1)), b);
+}
 #elif defined(__AVX2__)
 PARING_INLINE F second(const float* p) {
   F t = _mm256_shuffle_ps(load(p), load(p + 8), 0x88);
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(t), 0xd8));
 }
+PARING_INLINE void both(const float* p, F* even, F* odd) {
+  F a = load(p), b = load(p + 8);
+  *even = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), 0xd8));
+  *odd = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8));
+}
 #else
+PARING_INLINE void both(const float* p, F* even, F* odd) { *even = F{p[0], p[2], p[4], p[6]}; *odd = F{p[1], p[3], p[5], p[7]}; }
 PARING_INLINE F second(const float* p) { return F{p[0], p[2], p[4], p[6]}; }
 #endif
 PARING_INLINE F spaced(const float* p, int stride) {
@@ -194,22 +231,39 @@ PARING_INLINE F spaced(const float* p, int stride) {
   return load(t);
 }
 
-template <int TAPS, bool TWO> void depthwise_rows(const PlaneDepthwise& d) {
+enum class Step { two_by_three, two, any };   // two_by_three: stride 2, nine taps in three runs of neighbours
+
+template <Step STEP> void depthwise_rows(const PlaneDepthwise& d) {
   const F low = all(d.low), high = all(d.high);
-  const int taps = TAPS ? TAPS : d.taps;
+  const int taps = d.taps;
   for (int c = d.first; c < d.last; c++) {
     const float *x = d.x + size_t(c) * d.x_stride, *w = d.weights + size_t(c) * taps;
     float* y = d.y + size_t(c) * d.y_stride;
     const F bias = all(d.bias[c]);
-    for (int k = 0; k < d.row_count; k++) {
-      const PlaneRow& r = d.rows[k];
+    F k[9];
+    if (STEP == Step::two_by_three)
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; t++) k[t] = all(w[t]);
+    for (int n = 0; n < d.row_count; n++) {
+      const PlaneRow& r = d.rows[n];
       float* to = y + r.y;
       for (int i = 0; i < r.pixels; i += width) {
         F a = bias;
-#pragma GCC unroll 9
-        for (int t = 0; t < taps; t++) {
-          const float* p = at(x, d.offsets[t]) + r.x + ptrdiff_t(i) * d.stride;
-          a = madd(all(w[t]), TWO ? second(p) : spaced(p, d.stride), a);
+        if (STEP == Step::two_by_three) {
+#pragma GCC unroll 3
+          for (int t = 0; t < 9; t += 3) {
+            const float* p = at(x, d.offsets[t]) + r.x + 2 * i;
+            F even, odd;
+            both(p, &even, &odd);
+            a = madd(k[t], even, a);
+            a = madd(k[t + 1], odd, a);
+            a = madd(k[t + 2], second(p + 2), a);
+          }
+        } else {
+          for (int t = 0; t < taps; t++) {
+            const float* p = at(x, d.offsets[t]) + r.x + ptrdiff_t(i) * d.stride;
+            a = madd(all(w[t]), STEP == Step::two ? second(p) : spaced(p, d.stride), a);
+          }
         }
         a = finish(a, low, high, nullptr);
         if (r.pixels - i >= width) store(to + i, a);
@@ -221,9 +275,11 @@ template <int TAPS, bool TWO> void depthwise_rows(const PlaneDepthwise& d) {
 }
 
 void depthwise(const PlaneDepthwise& d, int vectors) {
-  if (d.rows && d.stride == 2 && d.taps == 9) depthwise_rows<9, true>(d);
-  else if (d.rows && d.stride == 2) depthwise_rows<0, true>(d);
-  else if (d.rows) depthwise_rows<0, false>(d);
+  bool neighbours = d.taps == 9;
+  for (int t = 0; neighbours && t < 9; t++) neighbours = d.offsets[t] == d.offsets[t / 3 * 3] + 4 * (t % 3);
+  if (d.rows && d.stride == 2 && neighbours) depthwise_rows<Step::two_by_three>(d);
+  else if (d.rows && d.stride == 2) depthwise_rows<Step::two>(d);
+  else if (d.rows) depthwise_rows<Step::any>(d);
   else if (d.taps == 9) depthwise_taps<9>(d, vectors);
   else depthwise_taps<0>(d, vectors);
 }

@@ -27,6 +27,8 @@ struct PlaneConv {
   const int32_t* source_ends;
   float* copies;
   size_t copy_stride;           // floats
+  const float* start;           // what sums begin with besides the bias: an addition that follows; or null
+  size_t start_stride;
   bool far;                     // y lies outside of the nearer caches: stores to many places would wait for one another
 };
 

@@ -215,7 +215,7 @@ void PlaneRegion::make_stages() {
     if (joins)
       for (int k : last->steps) {
         int made = plan_.steps[size_t(k)].y;
-        if (made >= 0 && (made == s.x || made == s.x2) && !s.pointwise()) joins = false;
+        if (made >= 0 && made == s.x && !s.pointwise()) joins = false;
       }
     if (joins && last->bytes + bound_[i].bytes() > caches().l2 * size_t(env("BW", 75)) / 100 && bound_[i].bytes()) joins = false;
     if (!joins) {
@@ -385,7 +385,7 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
       const PlanePanel& p = b.panels[size_t(panel)];
       PlaneConv c = {b.offsets.data() + p.block, b.values.data() + p.block * size_t(w.rows), b.groups.data() + p.group, b.passes, p.group_count,
                      w.bias.data(), s.low, s.high, x, y, y_stride, mask, b.copy_stride ? b.sources.data() : nullptr, b.source_ends.data(),
-                     memory_.get() + own_at_ + own_floats_ * size_t(slot), b.copy_stride, !places_[size_t(s.y)].own};
+                     memory_.get() + own_at_ + own_floats_ * size_t(slot), b.copy_stride, x2, x2_stride, !places_[size_t(s.y)].own};
       (w.rows == 4 ? kernels_->conv4 : kernels_->conv1)(c, vectors);
       break;
     }
