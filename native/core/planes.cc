@@ -167,7 +167,22 @@ void in_runs(const Conv* kernels, int most, const PlaneConv& c, int vectors) {
 void conv4_tile(const PlaneConv& c, int vectors) { in_runs(conv4s, block_vectors, c, vectors); }
 void conv1_tile(const PlaneConv& c, int vectors) { in_runs(conv1s, line_vectors, c, vectors); }
 
-// TAPS: their number where it is known here, else 0.
+// TAPS: their number where it is known here, else 0. A run of N vectors has N sums in flight.
+template <int TAPS, int N> PARING_INLINE void depthwise_run(const PlaneDepthwise& d, int taps, const float* x, const float* w, F bias, F low, F high, float* y, const float* mask) {
+  F a[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; j++) a[j] = bias;
+#pragma GCC unroll 9
+  for (int t = 0; t < (TAPS ? TAPS : taps); t++) {
+    const float* p = at(x, d.offsets[t]);
+    const F k = all(w[t]);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) a[j] = madd(k, load(p + j * width), a[j]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < N; j++) store(y + j * width, finish(a[j], low, high, mask ? mask + j * width : nullptr));
+}
+
 template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
   const F low = all(d.low), high = all(d.high);
   const int taps = TAPS ? TAPS : d.taps;
@@ -175,29 +190,15 @@ template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
     const float *x = d.x + size_t(c) * d.x_stride, *w = d.weights + size_t(c) * taps;
     float* y = d.y + size_t(c) * d.y_stride;
     const F bias = all(d.bias[c]);
-    F k[TAPS ? TAPS : 1];
-    const float* p[TAPS ? TAPS : 1];
-    if (TAPS)
-#pragma GCC unroll 9
-      for (int t = 0; t < taps; t++) { k[t] = all(w[t]); p[t] = at(x, d.offsets[t]); }
-    int v = 0;
-    for (; v + 2 <= vectors; v += 2) {
-      F a = bias, b = bias;
-#pragma GCC unroll 9
-      for (int t = 0; t < taps; t++) {
-        const F weight = TAPS ? k[t] : all(w[t]);
-        const float* from = (TAPS ? p[t] : at(x, d.offsets[t])) + v * width;
-        a = madd(weight, load(from), a);
-        b = madd(weight, load(from + width), b);
-      }
-      store(y + v * width, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
-      store(y + (v + 1) * width, finish(b, low, high, d.mask ? d.mask + (v + 1) * width : nullptr));
-    }
-    if (v < vectors) {
-      F a = bias;
-#pragma GCC unroll 9
-      for (int t = 0; t < taps; t++) a = madd(TAPS ? k[t] : all(w[t]), load((TAPS ? p[t] : at(x, d.offsets[t])) + v * width), a);
-      store(y + v * width, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
+    for (int v = 0; v < vectors;) {
+      const int n = vectors - v;
+      const float *p = x + v * width, *mask = d.mask ? d.mask + v * width : nullptr;
+      float* q = y + v * width;
+      if (n >= 5) { depthwise_run<TAPS, 5>(d, taps, p, w, bias, low, high, q, mask); v += 5; }
+      else if (n == 4) { depthwise_run<TAPS, 4>(d, taps, p, w, bias, low, high, q, mask); v += 4; }
+      else if (n == 3) { depthwise_run<TAPS, 3>(d, taps, p, w, bias, low, high, q, mask); v += 3; }
+      else if (n == 2) { depthwise_run<TAPS, 2>(d, taps, p, w, bias, low, high, q, mask); v += 2; }
+      else { depthwise_run<TAPS, 1>(d, taps, p, w, bias, low, high, q, mask); v += 1; }
     }
   }
 }
@@ -233,7 +234,7 @@ PARING_INLINE F spaced(const float* p, int stride) {
 
 enum class Step { two_by_three, two, any };   // two_by_three: stride 2, nine taps in three runs of neighbours
 
-template <Step STEP> void depthwise_rows(const PlaneDepthwise& d) {
+template <Step STEP> void depthwise_rows(const PlaneDepthwise& d, int vectors) {
   const F low = all(d.low), high = all(d.high);
   const int taps = d.taps;
   for (int c = d.first; c < d.last; c++) {
@@ -266,7 +267,8 @@ template <Step STEP> void depthwise_rows(const PlaneDepthwise& d) {
           }
         }
         a = finish(a, low, high, nullptr);
-        if (r.pixels - i >= width) store(to + i, a);
+        // What is too much is written again, by what follows; masked stores take far longer.
+        if (r.y + i + width <= vectors * width) store(to + i, a);
         else store_part(to + i, r.pixels - i, a);
       }
       for (int i = 0; i < r.after; i++) to[r.pixels + i] = 0;
@@ -277,9 +279,9 @@ template <Step STEP> void depthwise_rows(const PlaneDepthwise& d) {
 void depthwise(const PlaneDepthwise& d, int vectors) {
   bool neighbours = d.taps == 9;
   for (int t = 0; neighbours && t < 9; t++) neighbours = d.offsets[t] == d.offsets[t / 3 * 3] + 4 * (t % 3);
-  if (d.rows && d.stride == 2 && neighbours) depthwise_rows<Step::two_by_three>(d);
-  else if (d.rows && d.stride == 2) depthwise_rows<Step::two>(d);
-  else if (d.rows) depthwise_rows<Step::any>(d);
+  if (d.rows && d.stride == 2 && neighbours) depthwise_rows<Step::two_by_three>(d, vectors);
+  else if (d.rows && d.stride == 2) depthwise_rows<Step::two>(d, vectors);
+  else if (d.rows) depthwise_rows<Step::any>(d, vectors);
   else if (d.taps == 9) depthwise_taps<9>(d, vectors);
   else depthwise_taps<0>(d, vectors);
 }
@@ -380,15 +382,17 @@ void from_planes(const float* planes, size_t stride, const int32_t* pixel, int c
     }
 }
 
-// y[i] = x[i * stride]; reads no float behind the last one that counts.
-PARING_INLINE void sample_row(const float* x, float* y, int n, int stride) {
+// y[i] = x[i * stride]; reads no float behind the last one that counts. Writes some behind y[n], where `room` is for them.
+PARING_INLINE void sample_row(const float* x, float* y, int n, int stride, [[maybe_unused]] int room) {
   int i = 0;
 #if defined(__AVX512F__)
   if (stride == 2) {
     for (; i < n; i += 16) {
       int left = n - i < 16 ? n - i : 16, floats = 2 * left - 1;
       F a = load_part(x + 2 * i, floats < 16 ? floats : 16), b = floats > 16 ? load_part(x + 2 * i + 16, floats - 16) : all(0);
-      store_part(y + i, left, _mm512_permutex2var_ps(a, even_lanes(), b));
+      F r = _mm512_permutex2var_ps(a, even_lanes(), b);
+      if (i + 16 <= room) store(y + i, r);
+      else store_part(y + i, left, r);
     }
     return;
   }
@@ -401,7 +405,7 @@ PARING_INLINE void sample_row(const float* x, float* y, int n, int stride) {
   for (; i < n; i++) y[i] = x[ptrdiff_t(i) * stride];
 }
 
-void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride) {
+void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride, int vectors) {
   for (int c = first; c < last; c++) {
     const float* from = x + size_t(c) * x_stride;
     float* to = y + size_t(c) * y_stride;
@@ -409,7 +413,7 @@ void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const Pl
       const PlaneRow& r = rows[k];
       float* p = to + r.y;
       for (int i = 0; i < r.before; i++) *p++ = 0;
-      sample_row(from + r.x, p, r.pixels, stride);
+      sample_row(from + r.x, p, r.pixels, stride, vectors * width - r.y - r.before);
       p += r.pixels;
       for (int i = 0; i < r.after; i++) *p++ = 0;
     }

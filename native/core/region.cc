@@ -392,7 +392,7 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
     case PlaneStep::sample:
       for (int k = 0; k < s.planes; k++) {
         const auto& rows = rows_[size_t(index)][size_t(tile * s.planes + k)];
-        kernels_->sample(x, x_stride, y + size_t(k) * y_stride, y_stride * size_t(s.planes), rows.data(), int(rows.size()), c0, c1, s.stride_w);
+        kernels_->sample(x, x_stride, y + size_t(k) * y_stride, y_stride * size_t(s.planes), rows.data(), int(rows.size()), c0, c1, s.stride_w, vectors);
       }
       break;
   }
