@@ -1,6 +1,6 @@
 // What passes between packing, planning and the inner kernels of the NHWC family ("rows": vector lanes are output
 // channels, so LiteRT's own layout is read and written as it is). One table row per kernel; the rows of each instruction
-// set come from rows.cc, compiled once per target. Plain data only: see simd.h on why.
+// set come from rows_f32.cc and rows_int8.cc, compiled once per target. Plain data only: see simd.h on why.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -33,14 +33,14 @@ struct Tile {
   int32_t first, last;
   const float* inverse; const int32_t* zero;  // qd8: of each pixel: 1 / scale and the zero point
   ptrdiff_t quant_line;                     // qd8: pixels between lines
+  const char* ahead; int32_t ahead_bytes;   // input of the next tile, to be prefetched
 };
 using TileFn = void (*)(const Tile&);
 
 enum class Order : int {
   plain,      // f32: R floats
   dot4,       // int8: R x 4, inputs innermost (vpdpbusd)
-  dot2,       // int8: two halves of R x 2 inputs (vpmaddwd on 16 bits)
-  bitmap      // f32 unstructured: one mask of R bits per input, nonzeros packed
+  dot2        // int8: two halves of R x 2 inputs (vpmaddwd on 16 bits)
 };
 
 constexpr int most_lines = 4, most_columns = 28;
@@ -60,13 +60,15 @@ struct Kernel {
   void (*quantize)(const float* x, int64_t n, void* out, float* inverse, int32_t* zero);
 };
 
-// The rows of one target.
+// The rows of one target. Dot products change nothing for float32: the VNNI targets have the float kernels of their base.
 struct KernelList { const Kernel* rows; int count; };
-namespace portable { KernelList rows(); }
-namespace avx2 { KernelList rows(); }
-namespace avx2vnni { KernelList rows(); }
-namespace avx512 { KernelList rows(); }
-namespace avx512vnni { KernelList rows(); }
-KernelList rows_of(Isa);
+namespace portable { KernelList rows_f32(); KernelList rows_int8(); }
+namespace avx2 { KernelList rows_f32(); KernelList rows_int8(); }
+namespace avx2vnni { KernelList rows_int8(); }
+namespace avx512 { KernelList rows_f32(); KernelList rows_int8(); }
+namespace avx512vnni { KernelList rows_int8(); }
+
+// Row `index` of the table for an instruction set, null at the end.
+const Kernel* kernel_of(Isa, int index);
 
 }  // namespace paring

@@ -25,22 +25,25 @@ Memory::Memory(size_t bytes) : bytes_(bytes) {
 }
 Memory::~Memory() { std::free(at_); }
 
-KernelList rows_of(Isa isa) {
+const Kernel* kernel_of(Isa isa, int index) {
+  KernelList f32 = portable::rows_f32(), int8 = portable::rows_int8();
   switch (isa) {
 #ifdef PARING_HAVE_avx2
-    case Isa::avx2: return avx2::rows();
+    case Isa::avx2: f32 = avx2::rows_f32(); int8 = avx2::rows_int8(); break;
 #endif
 #ifdef PARING_HAVE_avx2vnni
-    case Isa::avx2vnni: return avx2vnni::rows();
+    case Isa::avx2vnni: f32 = avx2::rows_f32(); int8 = avx2vnni::rows_int8(); break;
 #endif
 #ifdef PARING_HAVE_avx512
-    case Isa::avx512: return avx512::rows();
+    case Isa::avx512: f32 = avx512::rows_f32(); int8 = avx512::rows_int8(); break;
 #endif
 #ifdef PARING_HAVE_avx512vnni
-    case Isa::avx512vnni: return avx512vnni::rows();
+    case Isa::avx512vnni: f32 = avx512::rows_f32(); int8 = avx512vnni::rows_int8(); break;
 #endif
-    default: return portable::rows();
+    default: break;
   }
+  if (index < 0 || index >= f32.count + int8.count) return nullptr;
+  return index < f32.count ? f32.rows + index : int8.rows + index - f32.count;
 }
 
 namespace {
@@ -151,37 +154,15 @@ template <class T> void fill_values(paring_layer& l, const paring_conv& c, int R
   l.info.stored = blocks * R * I;
 }
 
-void fill_bitmap(paring_layer& l, const paring_conv& c, int R) {
-  const float* w = static_cast<const float*>(c.weights);
-  int groups = l.packed.groups, mask_bytes = R > 8 ? 2 : 1;
-  std::vector<float> values;
-  l.masks.assign(size_t(groups) * c.inputs * mask_bytes, 0);
-  for (int g = 0; g < groups; g++) {
-    l.start.push_back(uint32_t(values.size()));
-    for (int i = 0; i < c.inputs; i++) {
-      unsigned mask = 0;
-      for (int r = 0; r < R && g * R + r < c.outputs; r++) {
-        float v = w[size_t(g * R + r) * c.inputs + i];
-        if (v != 0) { mask |= 1u << r; values.push_back(v); }
-      }
-      std::memcpy(&l.masks[(size_t(g) * c.inputs + i) * mask_bytes], &mask, mask_bytes);   // little endian, as all of x86
-    }
-  }
-  l.start.push_back(uint32_t(values.size()));
-  l.start.push_back(uint32_t(c.inputs));
-  l.info.nonzeros = l.info.stored = int64_t(values.size());
-  l.value = Memory((values.size() + 64) * 4);   // an expanding load may touch a vector beyond the last value
-  std::memset(l.value.get(), 0, l.value.bytes());
-  std::memcpy(l.value.get(), values.data(), values.size() * 4);
-}
-
 // Input channels whose part of a tile stays in the first-level cache, where sums can travel through the output.
 int pass_inputs(const paring_conv& c, const Kernel& k) {
-  if (c.type != PARING_F32 || k.order == Order::bitmap) return c.inputs;
+  if (c.type != PARING_F32) return c.inputs;
   int taps = c.kernel_h * c.kernel_w;
-  // Neighbouring pixels share the taps of a line: k.pixels + kernel_w - 1 pixels on kernel_h lines.
-  int64_t pixels = taps == 1 ? k.pixels : int64_t(k.pixels / c.stride_w + c.kernel_w) * c.kernel_h * std::min(c.stride_w, c.kernel_w);
-  int64_t most = std::max<int64_t>(16, int64_t(caches().l1) * 7 / 8 / (pixels * 4));
+  // Neighbouring pixels share the taps of a line: k.pixels + kernel_w - 1 pixels on kernel_h lines. A flat tile can be
+  // narrower, see tile_pixels.
+  int64_t pixels = taps == 1 ? std::min(k.pixels, 16) : int64_t(k.pixels / c.stride_w + c.kernel_w) * c.kernel_h * std::min(c.stride_w, c.kernel_w);
+  int64_t room = taps == 1 ? int64_t(caches().l1) / 2 : int64_t(caches().l1) * 7 / 8;
+  int64_t most = std::max<int64_t>(16, room / (pixels * 4));
   if (most >= c.inputs) return c.inputs;
   int64_t passes = (c.inputs + most - 1) / most;
   return int((c.inputs + passes - 1) / passes + 15) / 16 * 16;
@@ -214,8 +195,7 @@ static paring_layer* pack(const paring_conv& c, const char* name, int64_t positi
   l->packed.high = c.high;
   l->pass_inputs = pass_inputs(c, k);
   l->packed.passes = (c.inputs + l->pass_inputs - 1) / l->pass_inputs;
-  if (k.order == Order::bitmap) fill_bitmap(*l, c, R);
-  else if (c.type == PARING_F32) fill_values<float>(*l, c, R, I, l->pass_inputs);
+  if (c.type == PARING_F32) fill_values<float>(*l, c, R, I, l->pass_inputs);
   else fill_values<int8_t>(*l, c, R, I, c.inputs);
   if (c.type == PARING_F32) {
     l->bias.assign(size_t(l->packed.groups) * R, 0);
@@ -226,14 +206,14 @@ static paring_layer* pack(const paring_conv& c, const char* name, int64_t positi
   }
   l->packed.start = l->start.data();
   l->packed.value = l->value.get();
-  if (c.kernel_h == 1 && c.kernel_w == 1 && k.order != Order::bitmap) {
+  if (c.kernel_h == 1 && c.kernel_w == 1) {
     for (auto& p : l->places) l->entry16.push_back(p.input);
     std::vector<paring_layer::Place>().swap(l->places);
   }
   l->info.kernel = k.name;
-  l->info.block_outputs = k.order == Order::bitmap ? 1 : R;
+  l->info.block_outputs = R;
   l->info.block_inputs = I;
-  l->info.bytes = int64_t(l->value.bytes() + l->entry16.size() * 2 + l->places.size() * 4 + l->start.size() * 4 + l->masks.size() + l->bias.size() * 4);
+  l->info.bytes = int64_t(l->value.bytes() + l->entry16.size() * 2 + l->places.size() * 4 + l->start.size() * 4 + l->bias.size() * 4);
   return l.release();
 }
 
@@ -259,10 +239,10 @@ void paring_layer_delete(paring_layer* l) { delete l; }
 paring_layer_info paring_layer_describe(const paring_layer* l) { return l->info; }
 
 int paring_kernel(int index, paring_kernel_info* out) {
-  KernelList list = rows_of(isa_in_force());
-  if (index < 0 || index >= list.count) return 0;
-  const Kernel& k = list.rows[index];
-  *out = {k.name, isa_name(k.isa), k.type, k.order == Order::bitmap ? 1 : k.outputs, k.inputs, 0};
+  const Kernel* found = kernel_of(isa_in_force(), index);
+  if (!found) return 0;
+  const Kernel& k = *found;
+  *out = {k.name, isa_name(k.isa), k.type, k.outputs, k.inputs, 0};
   return 1;
 }
 

@@ -44,7 +44,6 @@ struct paring_layer {
   std::vector<uint32_t> start;
   std::vector<uint16_t> entry16;     // where the geometry does not matter (1x1): ready for use
   std::vector<int32_t> entry32;
-  std::vector<char> masks;           // bitmap
   std::vector<float> scale;
   std::vector<int32_t> bias, sum;
   paring::Memory value;

@@ -21,24 +21,39 @@ TileFn tile(const paring_plan& p, int lines, int columns) { return p.layer->kern
 int pieces(int n, int most) { return (n + most - 1) / most; }
 int piece_begin(int n, int count, int i) { return i * (n / count) + std::min(i, n % count); }
 
+// Pixels of a tile, at most: float tiles take half of the first-level cache, the next one is on its way into the other.
+int tile_pixels(const paring_layer& l, bool flat) {
+  if (l.conv.type != PARING_F32 || !flat) return l.kernel->pixels;
+  int64_t fit = int64_t(caches().l1) / 2 / (int64_t(l.pass_inputs) * 4);
+  return int(std::min<int64_t>(l.kernel->pixels, std::max<int64_t>(fit, 12)));
+}
+
+// The next width for `left` pixels: nearly equal tiles, none of them left to wait for its own sums.
+int next_width(const paring_plan& p, int most, int left) {
+  int want = pieces(left, pieces(left, most));
+  auto has = [&](int n) { return tile(p, 1, n) != nullptr; };
+  if (has(want)) return want;
+  if (left > most) { while (want < most && !has(want)) want++; while (!has(want)) want--; return want; }
+  want = pieces(left, 2);
+  while (!has(want)) want++;
+  return std::min(want, left);
+}
+
 // Cuts the output into tiles of at most k.pixels, and these into ranges of groups where there would be too few tasks.
 void cut(paring_plan& p, bool flat) {
   const paring_layer& l = *p.layer;
-  int most = l.kernel->pixels;
+  int most = tile_pixels(l, flat);
   struct Tile2 { int image, line, column, lines, columns; };
   std::vector<Tile2> tiles;
   int images = flat ? 1 : p.n, rows = flat ? 1 : p.out_h, columns = flat ? p.n * p.out_h * p.out_w : p.out_w;
-  int across = pieces(columns, most);
   for (int image = 0; image < images; image++)
     for (int line = 0; line < rows;) {
-      int lines = 1;
-      if (across == 1) {
-        lines = std::min({most_lines, most / columns, rows - line});
-        while (lines > 1 && !tile(p, lines, columns)) lines--;
-      }
-      for (int c = 0; c < across; c++) {
-        int first = piece_begin(columns, across, c);
-        tiles.push_back({image, line, first, lines, piece_begin(columns, across, c + 1) - first});
+      int lines = columns <= most ? std::min({most_lines, most / columns, rows - line}) : 1;
+      while (lines > 1 && !tile(p, lines, columns)) lines--;
+      for (int c = 0; c < columns;) {
+        int width = lines > 1 ? columns : next_width(p, most, columns - c);
+        tiles.push_back({image, line, c, lines, width});
+        c += width;
       }
       line += lines;
     }
@@ -55,35 +70,27 @@ bool bind(paring_plan& p) {
   const paring_layer& l = *p.layer;
   const paring_conv& c = l.conv;
   const Kernel& k = *l.kernel;
-  int ignored;
   out_size(p.h, c.kernel_h, c.stride_h, c.dilation_h, c.same, &p.out_h, &p.pad_top);
   out_size(p.w, c.kernel_w, c.stride_w, c.dilation_w, c.same, &p.out_w, &p.pad_left);
-  (void)ignored;
   if (p.n < 1 || p.out_h < 1 || p.out_w < 1) return false;
   if (int64_t(p.n) * p.h * p.w > INT_MAX / 2 || int64_t(p.n) * p.out_h * p.out_w > INT_MAX / 2) return false;
   bool point = c.kernel_h == 1 && c.kernel_w == 1, flat = point && c.stride_h == 1 && c.stride_w == 1;
   p.pixel = c.type == PARING_F32 ? size_t(c.inputs) * 4 : size_t(c.inputs + 3) / 4 * k.unit;
   int need_h = (p.out_h - 1) * c.stride_h + (c.kernel_h - 1) * c.dilation_h + 1, need_w = (p.out_w - 1) * c.stride_w + (c.kernel_w - 1) * c.dilation_w + 1;
-  bool padded = need_h + 0 > p.h || need_w > p.w;
+  bool padded = need_h > p.h || need_w > p.w;
   if (!flat && (padded || c.type != PARING_F32)) { p.padded_h = need_h; p.padded_w = need_w; }
   int pitch = p.padded_w ? p.padded_w : p.w;
   if (point) {
-    p.entry = k.order == Order::bitmap ? static_cast<const void*>(l.masks.data()) : l.entry16.data();
+    p.entry = l.entry16.data();
   } else {
+    p.wide = true;
     p.entry32.reserve(l.places.size());
-    int64_t furthest = 0;
     for (auto& at : l.places) {
       int64_t offset = (int64_t(at.tap / c.kernel_w) * c.dilation_h * pitch + int64_t(at.tap % c.kernel_w) * c.dilation_w) * int64_t(p.pixel) + int64_t(at.input) * k.unit;
-      furthest = std::max(furthest, offset);
+      if (offset > INT_MAX) return false;
       p.entry32.push_back(int32_t(offset));
     }
-    if (furthest > INT_MAX) return false;
-    p.wide = furthest / k.unit > 65535 || p.pixel % k.unit;
-    if (!p.wide) {
-      for (int32_t offset : p.entry32) p.entry16.push_back(uint16_t(offset / k.unit));
-      std::vector<int32_t>().swap(p.entry32);
-    }
-    p.entry = p.wide ? static_cast<const void*>(p.entry32.data()) : p.entry16.data();
+    p.entry = p.entry32.data();
   }
   cut(p, flat);
   if (c.type == PARING_QD8) {
@@ -214,6 +221,10 @@ void run(paring_plan& p, const void* x, void* y) {
       t.inverse = &p.pixel_inverse[out];
       t.zero = &p.pixel_zero[out];
       t.quant_line = p.out_w;
+    }
+    if (flat && !p.local && part.last == l.packed.groups && i + 1 < int(p.parts.size())) {
+      t.ahead = t.x + part.columns * p.pixel;
+      t.ahead_bytes = int32_t(p.parts[i + 1].columns * p.pixel);
     }
     tile(p, part.lines, part.columns)(t);
   });

@@ -9,13 +9,11 @@ struct paring_plan {
   int n, h, w, out_h, out_w, threads;
   int pad_top, pad_left;
   int padded_h, padded_w;              // of the copy with its border; 0 where the input is read as it is
-  int lines, columns;                  // output pixels of the largest tile
   struct Part { int32_t image, line, column, lines, columns, first, last; };   // a task: a tile, and groups [first, last)
   std::vector<Part> parts;
   bool wide = false;
   const void* entry = nullptr;
   std::vector<int32_t> entry32;
-  std::vector<uint16_t> entry16;
   paring::Memory copy;                 // padded, widened or quantized input
   size_t copy_image = 0;               // bytes of one image in it
   size_t pixel = 0;                    // bytes of a pixel as the kernel reads it

@@ -1,0 +1,21 @@
+// What the runtime and the borders of a claim are expected to cost, beside what the core's cost model says of products.
+#pragma once
+#include "operator.h"
+
+namespace paring {
+namespace litert {
+
+// What a partition of ours costs beside its kernels: two calls of the runtime, and XNNPACK cut in two around it.
+constexpr double partition_seconds = 3e-6;
+
+// Per byte of a value that changes between NHWC and planes, one thread.
+constexpr double conversion_seconds = 1.0e-10;
+
+// Seconds of a DEPTHWISE_CONV_2D, ADD or PAD in the runtime.
+double estimate_other(const Operator&, const Geometry&, int threads);
+
+// Roughly, seconds of an operator on planes, conversions left out: enough to say which way a border is to be moved.
+double estimate_in_planes(const Operator&, int64_t nonzeros, const Geometry&, int threads);
+
+}  // namespace litert
+}  // namespace paring
