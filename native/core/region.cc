@@ -11,9 +11,11 @@
 #include <sys/mman.h>
 #endif
 
+#include "cost.h"
 #include "cpu.h"
 #include "planes.h"
 #include "pool.h"
+#include "region_cost.h"
 #include "region_plan.h"
 #include "region_weights.h"
 
@@ -106,6 +108,7 @@ class PlaneRegion final : public Region {
   void make_stages();
   bool place(std::string* message);
   bool copies(const PlaneStep& s, const SparseWeights& w);
+  double step_seconds(size_t index) const;
   int passes(const PlaneStep& s, int rows, bool copy);
   float* at(int v, int tile, int slot, size_t* stride);
   void run_stage(const Stage& stage, const void* const* in, void* const* out);
@@ -126,15 +129,12 @@ class PlaneRegion final : public Region {
   size_t own_at_ = 0, own_floats_ = 0, copy_floats_ = 0;   // of a task: its values behind its copies
 };
 
-int env(const char* n, int d) { const char* s = std::getenv(n); return s ? atoi(s) : d; }
-
 void PlaneRegion::cut_tiles() {
-  const int T4 = env("T4", kernels_->block_vectors), T1 = env("T1", kernels_->line_vectors);
   std::vector<int> most(plan_.resolutions.size(), 0);
   for (const PlaneStep& s : plan_.steps) {
     if (s.kind != PlaneStep::conv) continue;
     int& m = most[size_t(resolution_of(s))];
-    m = std::max(m, sparse.at(s.op).rows == 4 ? T4 : T1);
+    m = std::max(m, sparse.at(s.op).rows == 4 ? kernels_->block_vectors : kernels_->line_vectors);
   }
   for (size_t i = 0; i < most.size(); i++) {
     PlaneResolution& r = plan_.resolutions[i];
@@ -150,7 +150,7 @@ void PlaneRegion::cut_tiles() {
 
 // How many parts the input channels are read in, so that the tile's pixels of one part stay in the nearest cache.
 bool PlaneRegion::copies(const PlaneStep& s, const SparseWeights& w) {
-  return w.rows == 1 && !s.pointwise() && w.blocks() > env("CP", 12) * int64_t(w.inputs) * w.taps;
+  return w.rows == 1 && !s.pointwise() && w.blocks() > 12 * int64_t(w.inputs) * w.taps;
 }
 int PlaneRegion::passes(const PlaneStep& s, int rows, bool copy) {
   const PlaneValue& x = value(s.x);
@@ -162,7 +162,8 @@ int PlaneRegion::passes(const PlaneStep& s, int rows, bool copy) {
   int64_t pixels = int64_t(most) * kernels_->width, row = pixels + (x1 - x0) + (x1 > x0 ? 8 : 0);
   int64_t floats = std::min(row * (y1 - y0 + 1), row + int64_t(y1 - y0) * r.pitch) * s.planes;
   if (copy) floats = pixels * int64_t(s.taps.size());
-  int64_t budget = int64_t(caches().l1) * (rows == 4 ? env("B4", 300) : copy || kernels_->width < 16 ? 100 : 150) / 100 / 4;
+  // Blocks of four use what they load four times, so the second cache is near enough; a pass more costs all sums' way.
+  int64_t budget = int64_t(caches().l1) / 4 * (rows == 4 ? 6 : copy || kernels_->width < 16 ? 2 : 3) / 2;
   int64_t fit = std::max<int64_t>(budget / floats, 1), inputs = sparse.at(s.op).inputs;
   return int((inputs + fit - 1) / fit);
 }
@@ -210,14 +211,14 @@ void PlaneRegion::make_stages() {
     const PlaneResolution& r = resolution(resolution_of(s));
     const bool tiled = r.tiles >= threads_;
     Stage* last = stages_.empty() ? nullptr : &stages_.back();
-    bool joins = last && tiled && last->panels == 1 && last->resolution == resolution_of(s) && env("FUSE", 1);
+    bool joins = last && tiled && last->panels == 1 && last->resolution == resolution_of(s);
     // What a stage has made is there for its own tile only; its weights must stay in the cache from tile to tile.
     if (joins)
       for (int k : last->steps) {
         int made = plan_.steps[size_t(k)].y;
         if (made >= 0 && made == s.x && !s.pointwise()) joins = false;
       }
-    if (joins && last->bytes + bound_[i].bytes() > caches().l2 * size_t(env("BW", 75)) / 100 && bound_[i].bytes()) joins = false;
+    if (joins && last->bytes + bound_[i].bytes() > caches().l2 / 4 * 3 && bound_[i].bytes()) joins = false;
     if (!joins) {
       stages_.emplace_back();
       last = &stages_.back();
@@ -424,7 +425,45 @@ void PlaneRegion::run(const void* const* in, void* const* out) {
   }
 }
 
-double PlaneRegion::estimate() const { return 0; }
+// One step over one image, by one thread.
+double PlaneRegion::step_seconds(size_t index) const {
+  const PlaneStep& s = plan_.steps[index];
+  const PlaneValue& v = plan_.values[size_t(s.y >= 0 ? s.y : s.x)];
+  const PlaneResolution& r = plan_.resolutions[size_t(v.resolution)];
+  const PlaneRates& rate = plane_rates(*kernels_);
+  const double vectors = v.vectors, all = vectors * v.c, way = bandwidth().cache;
+  auto far = [&](int i) { return i >= 0 && !places_[size_t(i)].own ? double(plan_.values[size_t(i)].c) * plan_.values[size_t(i)].h * plan_.values[size_t(i)].w * 4 / way : 0; };
+  switch (s.kind) {
+    case PlaneStep::in:
+    case PlaneStep::out: return all * rate.convert + double(v.h) * v.w * v.c * 4 / way + (s.kind == PlaneStep::in ? far(s.y) : far(s.x));
+    case PlaneStep::add: return all * rate.add + far(s.x) + far(s.x2) + far(s.y);
+    case PlaneStep::depthwise: return all * double(s.taps.size()) * rate.tap * (s.strided() ? 2.5 : 1.5) + far(s.x) + far(s.y);
+    case PlaneStep::sample: return all * rate.add * 2 + far(s.x) + far(s.y);
+    case PlaneStep::conv: {
+      const SparseWeights& w = sparse.at(s.op);
+      const BoundWeights& b = bound_[index];
+      // What the nearest cache does not hold is waited for in part, lines that straddle two take longer: seen with chains.
+      const double straddling = s.pointwise() || b.copy_stride ? 1 : kernels_->width < 16 ? 1.2 : 1.02;
+      double compute = double(w.blocks()) * vectors * (w.rows == 4 ? rate.block * 1.04 * straddling : rate.lone * 1.12) + all * rate.end * (1 + 0.6 * (b.passes - 1));
+      compute += double(b.sources.size()) * vectors * rate.add;
+      const double stream = b.bytes() > caches().l2 / 2 ? double(b.bytes()) * r.tiles / way : 0;
+      return std::max(compute, stream) + (far(s.y) + far(s.x2)) * 0.5;
+    }
+  }
+  return 0;
+}
+
+double PlaneRegion::estimate() const {
+  double sum = 0;
+  for (const Stage& stage : stages_) {
+    double seconds = 0;
+    for (int k : stage.steps) seconds += step_seconds(size_t(k));
+    const int tasks = stage.tiles * stage.panels, workers = std::min(threads_, tasks);
+    const int turns = (tasks + workers - 1) / workers;   // the last turn may leave some without work
+    sum += workers > 1 ? seconds * turns / tasks / 0.95 + 3e-6 : seconds;
+  }
+  return sum * images_;
+}
 
 }  // namespace
 
