@@ -24,7 +24,7 @@ PARING_INLINE F finish(F a, F low, F high, const float* mask) {
 }
 
 // A block is N loads, 4 broadcasts and 4 * N multiply-adds.
-template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const float* mask) {
+template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const float* start, const float* mask) {
   const F low = all(c.low), high = all(c.high);
   const int32_t* off = c.offsets;
   const float* w = c.values;
@@ -32,11 +32,30 @@ template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const 
   for (int pass = 0; pass < c.passes; pass++)
     for (int k = 0; k < c.group_count; k++, g++) {
       float* out = y + size_t(g->output) * c.y_stride;
+      if (c.far && pass == 0 && k + 1 < c.group_count) {
+        const float* soon = y + size_t(g[1].output) * c.y_stride;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) __builtin_prefetch(soon + q * c.y_stride + j * width, 1);
+        if (start)
+#pragma GCC unroll 4
+          for (int q = 0; q < 4; q++)
+#pragma GCC unroll 8
+            for (int j = 0; j < N; j++) __builtin_prefetch(start + size_t(g[1].output + q) * c.start_stride + j * width);
+      }
       F a[4][N];
 #pragma GCC unroll 4
       for (int q = 0; q < 4; q++)
 #pragma GCC unroll 8
         for (int j = 0; j < N; j++) a[q][j] = pass ? load(out + q * c.y_stride + j * width) : all(c.bias[g->output + q]);
+      if (start && pass == 0) {
+        const float* from = start + size_t(g->output) * c.start_stride;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; q++)
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) a[q][j] = add(a[q][j], load(from + q * c.start_stride + j * width));
+      }
       for (const int32_t* end = c.offsets + g->end; off < end; off++, w += 4) {
         const float* p = at(x, *off);
         F v[N];
@@ -60,7 +79,7 @@ template <int N> void conv4(const PlaneConv& c, const float* x, float* y, const 
 
 // A block is N loads, a broadcast and N multiply-adds. SETS blocks are in flight, each with its own sums, because a sum
 // waits 4 cycles for the one before.
-template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float* y, const float* mask) {
+template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float* y, const float* start, const float* mask) {
   const F low = all(c.low), high = all(c.high);
   const int32_t* off = c.offsets;
   const float* w = c.values;
@@ -77,9 +96,22 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
     }
     for (int k = 0; k < c.group_count; k++, g++) {
       float* out = y + size_t(g->output) * c.y_stride;
+      if (c.far && pass == 0 && k + 4 < c.group_count) {
+        const float* soon = y + size_t(g[4].output) * c.y_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) __builtin_prefetch(soon + j * width, 1);
+        if (start)
+#pragma GCC unroll 8
+          for (int j = 0; j < N; j++) __builtin_prefetch(start + size_t(g[4].output) * c.start_stride + j * width);
+      }
       F a[SETS][N];
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++) a[0][j] = pass ? load(out + j * width) : all(c.bias[g->output]);
+      if (start && pass == 0) {
+        const float* begin = start + size_t(g->output) * c.start_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < N; j++) a[0][j] = add(a[0][j], load(begin + j * width));
+      }
 #pragma GCC unroll 4
       for (int s = 1; s < SETS; s++)
 #pragma GCC unroll 8
@@ -112,7 +144,7 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
   }
 }
 
-using Conv = void (*)(const PlaneConv&, const float*, float*, const float*);
+using Conv = void (*)(const PlaneConv&, const float*, float*, const float*, const float*);
 #if defined(__AVX512F__) && !defined(PARING_NARROW)
 constexpr int block_vectors = 5, line_vectors = 5;   // an odd number of cache lines from channel to channel spreads them over the sets
 const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>};
@@ -128,14 +160,29 @@ void in_runs(const Conv* kernels, int most, const PlaneConv& c, int vectors) {
   int runs = (vectors + most - 1) / most;
   for (int i = 0, v = 0; i < runs; i++) {
     int n = vectors / runs + (i < vectors % runs);
-    kernels[n](c, c.x + v * width, c.y + v * width, c.mask ? c.mask + v * width : nullptr);
+    kernels[n](c, c.x + v * width, c.y + v * width, c.start ? c.start + v * width : nullptr, c.mask ? c.mask + v * width : nullptr);
     v += n;
   }
 }
 void conv4_tile(const PlaneConv& c, int vectors) { in_runs(conv4s, block_vectors, c, vectors); }
 void conv1_tile(const PlaneConv& c, int vectors) { in_runs(conv1s, line_vectors, c, vectors); }
 
-// TAPS: their number where it is known here, else 0.
+// TAPS: their number where it is known here, else 0. A run of N vectors has N sums in flight.
+template <int TAPS, int N> PARING_INLINE void depthwise_run(const PlaneDepthwise& d, int taps, const float* x, const float* w, F bias, F low, F high, float* y, const float* mask) {
+  F a[N];
+#pragma GCC unroll 8
+  for (int j = 0; j < N; j++) a[j] = bias;
+#pragma GCC unroll 9
+  for (int t = 0; t < (TAPS ? TAPS : taps); t++) {
+    const float* p = at(x, d.offsets[t]);
+    const F k = all(w[t]);
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) a[j] = madd(k, load(p + j * width), a[j]);
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < N; j++) store(y + j * width, finish(a[j], low, high, mask ? mask + j * width : nullptr));
+}
+
 template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
   const F low = all(d.low), high = all(d.high);
   const int taps = TAPS ? TAPS : d.taps;
@@ -143,37 +190,40 @@ template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
     const float *x = d.x + size_t(c) * d.x_stride, *w = d.weights + size_t(c) * taps;
     float* y = d.y + size_t(c) * d.y_stride;
     const F bias = all(d.bias[c]);
-    int v = 0;
-    for (; v + 2 <= vectors; v += 2, x += 2 * width, y += 2 * width) {
-      F a = bias, b = bias;
-#pragma GCC unroll 9
-      for (int t = 0; t < taps; t++) {
-        const float* p = at(x, d.offsets[t]);
-        F k = all(w[t]);
-        a = madd(k, load(p), a);
-        b = madd(k, load(p + width), b);
-      }
-      store(y, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
-      store(y + width, finish(b, low, high, d.mask ? d.mask + (v + 1) * width : nullptr));
-    }
-    if (v < vectors) {
-      F a = bias;
-#pragma GCC unroll 9
-      for (int t = 0; t < taps; t++) a = madd(all(w[t]), load(at(x, d.offsets[t])), a);
-      store(y, finish(a, low, high, d.mask ? d.mask + v * width : nullptr));
+    for (int v = 0; v < vectors;) {
+      const int n = vectors - v;
+      const float *p = x + v * width, *mask = d.mask ? d.mask + v * width : nullptr;
+      float* q = y + v * width;
+      if (n >= 5) { depthwise_run<TAPS, 5>(d, taps, p, w, bias, low, high, q, mask); v += 5; }
+      else if (n == 4) { depthwise_run<TAPS, 4>(d, taps, p, w, bias, low, high, q, mask); v += 4; }
+      else if (n == 3) { depthwise_run<TAPS, 3>(d, taps, p, w, bias, low, high, q, mask); v += 3; }
+      else if (n == 2) { depthwise_run<TAPS, 2>(d, taps, p, w, bias, low, high, q, mask); v += 2; }
+      else { depthwise_run<TAPS, 1>(d, taps, p, w, bias, low, high, q, mask); v += 1; }
     }
   }
 }
+
 // Every second float, and every `stride`th. Both may read `width` floats more than they give.
 #if defined(__AVX512F__) && !defined(PARING_NARROW)
 PARING_INLINE __m512i even_lanes() { return _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
 PARING_INLINE F second(const float* p) { return _mm512_permutex2var_ps(load(p), even_lanes(), load(p + 16)); }
+PARING_INLINE void both(const float* p, F* even, F* odd) {   // p[0], p[2] ...; p[1], p[3] ...
+  F a = load(p), b = load(p + 16);
+  *even = _mm512_permutex2var_ps(a, even_lanes(), b);
+  *odd = _mm512_permutex2var_ps(a, _mm512_add_epi32(even_lanes(), _mm512_set1_epi32(1)), b);
+}
 #elif defined(__AVX2__)
 PARING_INLINE F second(const float* p) {
   F t = _mm256_shuffle_ps(load(p), load(p + 8), 0x88);
   return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(t), 0xd8));
 }
+PARING_INLINE void both(const float* p, F* even, F* odd) {
+  F a = load(p), b = load(p + 8);
+  *even = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0x88)), 0xd8));
+  *odd = _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8));
+}
 #else
+PARING_INLINE void both(const float* p, F* even, F* odd) { *even = F{p[0], p[2], p[4], p[6]}; *odd = F{p[1], p[3], p[5], p[7]}; }
 PARING_INLINE F second(const float* p) { return F{p[0], p[2], p[4], p[6]}; }
 #endif
 PARING_INLINE F spaced(const float* p, int stride) {
@@ -182,25 +232,43 @@ PARING_INLINE F spaced(const float* p, int stride) {
   return load(t);
 }
 
-template <int TAPS, bool TWO> void depthwise_rows(const PlaneDepthwise& d) {
+enum class Step { two_by_three, two, any };   // two_by_three: stride 2, nine taps in three runs of neighbours
+
+template <Step STEP> void depthwise_rows(const PlaneDepthwise& d, int vectors) {
   const F low = all(d.low), high = all(d.high);
-  const int taps = TAPS ? TAPS : d.taps;
+  const int taps = d.taps;
   for (int c = d.first; c < d.last; c++) {
     const float *x = d.x + size_t(c) * d.x_stride, *w = d.weights + size_t(c) * taps;
     float* y = d.y + size_t(c) * d.y_stride;
     const F bias = all(d.bias[c]);
-    for (int k = 0; k < d.row_count; k++) {
-      const PlaneRow& r = d.rows[k];
+    F k[9];
+    if (STEP == Step::two_by_three)
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; t++) k[t] = all(w[t]);
+    for (int n = 0; n < d.row_count; n++) {
+      const PlaneRow& r = d.rows[n];
       float* to = y + r.y;
       for (int i = 0; i < r.pixels; i += width) {
         F a = bias;
-#pragma GCC unroll 9
-        for (int t = 0; t < taps; t++) {
-          const float* p = at(x, d.offsets[t]) + r.x + ptrdiff_t(i) * d.stride;
-          a = madd(all(w[t]), TWO ? second(p) : spaced(p, d.stride), a);
+        if (STEP == Step::two_by_three) {
+#pragma GCC unroll 3
+          for (int t = 0; t < 9; t += 3) {
+            const float* p = at(x, d.offsets[t]) + r.x + 2 * i;
+            F even, odd;
+            both(p, &even, &odd);
+            a = madd(k[t], even, a);
+            a = madd(k[t + 1], odd, a);
+            a = madd(k[t + 2], second(p + 2), a);
+          }
+        } else {
+          for (int t = 0; t < taps; t++) {
+            const float* p = at(x, d.offsets[t]) + r.x + ptrdiff_t(i) * d.stride;
+            a = madd(all(w[t]), STEP == Step::two ? second(p) : spaced(p, d.stride), a);
+          }
         }
         a = finish(a, low, high, nullptr);
-        if (r.pixels - i >= width) store(to + i, a);
+        // What is too much is written again, by what follows; masked stores take far longer.
+        if (r.y + i + width <= vectors * width) store(to + i, a);
         else store_part(to + i, r.pixels - i, a);
       }
       for (int i = 0; i < r.after; i++) to[r.pixels + i] = 0;
@@ -209,9 +277,11 @@ template <int TAPS, bool TWO> void depthwise_rows(const PlaneDepthwise& d) {
 }
 
 void depthwise(const PlaneDepthwise& d, int vectors) {
-  if (d.rows && d.stride == 2 && d.taps == 9) depthwise_rows<9, true>(d);
-  else if (d.rows && d.stride == 2) depthwise_rows<0, true>(d);
-  else if (d.rows) depthwise_rows<0, false>(d);
+  bool neighbours = d.taps == 9;
+  for (int t = 0; neighbours && t < 9; t++) neighbours = d.offsets[t] == d.offsets[t / 3 * 3] + 4 * (t % 3);
+  if (d.rows && d.stride == 2 && neighbours) depthwise_rows<Step::two_by_three>(d, vectors);
+  else if (d.rows && d.stride == 2) depthwise_rows<Step::two>(d, vectors);
+  else if (d.rows) depthwise_rows<Step::any>(d, vectors);
   else if (d.taps == 9) depthwise_taps<9>(d, vectors);
   else depthwise_taps<0>(d, vectors);
 }
@@ -312,15 +382,17 @@ void from_planes(const float* planes, size_t stride, const int32_t* pixel, int c
     }
 }
 
-// y[i] = x[i * stride]; reads no float behind the last one that counts.
-PARING_INLINE void sample_row(const float* x, float* y, int n, int stride) {
+// y[i] = x[i * stride]; reads no float behind the last one that counts. Writes some behind y[n], where `room` is for them.
+PARING_INLINE void sample_row(const float* x, float* y, int n, int stride, [[maybe_unused]] int room) {
   int i = 0;
 #if defined(__AVX512F__) && !defined(PARING_NARROW)
   if (stride == 2) {
     for (; i < n; i += 16) {
       int left = n - i < 16 ? n - i : 16, floats = 2 * left - 1;
       F a = load_part(x + 2 * i, floats < 16 ? floats : 16), b = floats > 16 ? load_part(x + 2 * i + 16, floats - 16) : all(0);
-      store_part(y + i, left, _mm512_permutex2var_ps(a, even_lanes(), b));
+      F r = _mm512_permutex2var_ps(a, even_lanes(), b);
+      if (i + 16 <= room) store(y + i, r);
+      else store_part(y + i, left, r);
     }
     return;
   }
@@ -333,7 +405,7 @@ PARING_INLINE void sample_row(const float* x, float* y, int n, int stride) {
   for (; i < n; i++) y[i] = x[ptrdiff_t(i) * stride];
 }
 
-void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride) {
+void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride, int vectors) {
   for (int c = first; c < last; c++) {
     const float* from = x + size_t(c) * x_stride;
     float* to = y + size_t(c) * y_stride;
@@ -341,7 +413,7 @@ void sample(const float* x, size_t x_stride, float* y, size_t y_stride, const Pl
       const PlaneRow& r = rows[k];
       float* p = to + r.y;
       for (int i = 0; i < r.before; i++) *p++ = 0;
-      sample_row(from + r.x, p, r.pixels, stride);
+      sample_row(from + r.x, p, r.pixels, stride, vectors * width - r.y - r.before);
       p += r.pixels;
       for (int i = 0; i < r.after; i++) *p++ = 0;
     }

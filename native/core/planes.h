@@ -27,6 +27,9 @@ struct PlaneConv {
   const int32_t* source_ends;
   float* copies;
   size_t copy_stride;           // floats
+  const float* start;           // what sums begin with besides the bias: an addition that follows; or null
+  size_t start_stride;
+  bool far;                     // y lies outside of the nearer caches: stores to many places would wait for one another
 };
 
 // A part of a row where output pixels are not input pixels: floats from a channel's first pixel of x and from the tile's
@@ -64,7 +67,8 @@ struct PlaneKernels {
   // Between rows of `channels` floats and planes; pixel[i] is the row that belongs to pixel i, -1 in a gap (zeros).
   void (*to_planes)(const float* rows, const int32_t* pixel, int channels, int first, int last, float* planes, size_t stride, int vectors);
   void (*from_planes)(const float* planes, size_t stride, const int32_t* pixel, int channels, int first, int last, float* rows, int vectors);
-  void (*sample)(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride);
+  void (*sample)(const float* x, size_t x_stride, float* y, size_t y_stride, const PlaneRow* rows, int row_count, int first, int last, int stride,
+                 int vectors);
 };
 
 extern const PlaneKernels planes_portable, planes_avx2, planes_avx512;

@@ -1,11 +1,14 @@
 #include "region_plan.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <tuple>
 
 namespace paring {
 namespace {
+
+constexpr float infinity = std::numeric_limits<float>::infinity();
 
 size_t round_up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 int floor_div(int a, int b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
@@ -43,6 +46,7 @@ class Planner {
       plan_.steps.insert(plan_.steps.begin() + ptrdiff_t(at), s);
     }
     drop_unread();
+    fold_additions();
     resolve();
     return lay_out();
   }
@@ -145,6 +149,30 @@ class Planner {
         if (s.kind == PlaneStep::out) continue;
         bool read = std::any_of(plan_.steps.begin(), plan_.steps.end(), [&](const PlaneStep& r) { return r.x == s.y || r.x2 == s.y; });
         if (!read) { plan_.steps.erase(plan_.steps.begin() + ptrdiff_t(i)); again = true; }
+      }
+    }
+  }
+
+  int readers(int v) const {
+    int n = 0;
+    for (const PlaneStep& s : plan_.steps) n += (s.x == v) + (s.x2 == v);
+    return n;
+  }
+
+  // A convolution whose result is only added to something begins its sums with that: one way through memory less.
+  void fold_additions() {
+    for (size_t i = 0; i < plan_.steps.size(); i++) {
+      PlaneStep& conv = plan_.steps[i];
+      if (conv.kind != PlaneStep::conv || conv.low != -infinity || conv.high != infinity || readers(conv.y) != 1) continue;
+      for (size_t k = i + 1; k < plan_.steps.size(); k++) {
+        const PlaneStep add = plan_.steps[k];
+        if (add.kind != PlaneStep::add || (add.x != conv.y && add.x2 != conv.y)) continue;
+        const int other = add.x == conv.y ? add.x2 : add.x;
+        bool made = std::any_of(plan_.steps.begin(), plan_.steps.begin() + ptrdiff_t(i), [&](const PlaneStep& s) { return s.y == other; });
+        if (!made) break;
+        conv.x2 = other; conv.y = add.y; conv.low = add.low; conv.high = add.high;
+        plan_.steps.erase(plan_.steps.begin() + ptrdiff_t(k));
+        break;
       }
     }
   }

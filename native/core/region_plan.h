@@ -26,7 +26,7 @@ struct PlaneResolution { int pitch = 0, vectors = 0, tiles = 0, tile_vectors = 0
 
 struct PlaneStep {
   enum Kind { in, out, sample, conv, depthwise, add } kind;
-  int x = -1, x2 = -1, y = -1;
+  int x = -1, x2 = -1, y = -1;      // x2: the other operand of an addition; of conv, what the result is added to
   int port = -1;                    // in, out: which input or output of the region
   int op = -1;                      // conv, depthwise
   std::vector<PlaneTap> taps;       // conv, depthwise
