@@ -17,8 +17,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What the installed package is made of: a change of any of these installs it again.
 SOURCES := pyproject.toml LICENSE README.md $(shell find src native -type f -not -name '*.pyc')
-# Objects of the native library outlive an installation, so that a changed Python file compiles nothing.
+# Objects of the native library outlive an installation, so that a changed Python file compiles nothing; pip's isolated
+# environment would throw them away, but it is what brings CMake where the system has none.
 export SKBUILD_BUILD_DIR := build/install
+ISOLATION := $(if $(shell command -v cmake),--no-build-isolation)
 
 # An inherited PYTHONPATH would put another copy of paring before the installed one, PARING_LIBRARY another library.
 unexport PYTHONPATH PARING_LIBRARY
@@ -69,16 +71,20 @@ $(VENV)/created.stamp:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/demo.stamp: $(SOURCES) | $(VENV)/created.stamp
-	$(PIP) install '.[demo]'
+$(VENV)/build.stamp: | $(VENV)/created.stamp
+	$(PIP) install scikit-build-core
 	@touch $@
 
-$(VENV)/test.stamp: $(SOURCES) | $(VENV)/created.stamp
+$(VENV)/demo.stamp: $(SOURCES) | $(VENV)/build.stamp
+	$(PIP) install $(ISOLATION) '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(SOURCES) | $(VENV)/build.stamp
 ifeq ($(strip $(TF)),)
-	$(PIP) install '.[test]'
+	$(PIP) install $(ISOLATION) '.[test]'
 else
-	$(PIP) install '.[test,tf]' $(TF) || { \
+	$(PIP) install $(ISOLATION) '.[test,tf]' $(TF) || { \
 	  echo "Could not install $(TF), for the reason above: tests that need it will be skipped." >&2; \
-	  $(PIP) install '.[test]'; }
+	  $(PIP) install $(ISOLATION) '.[test]'; }
 endif
 	@touch $@
