@@ -1,5 +1,6 @@
 // A region at work: what region.cc runs and region_prepare.cc lays out.
 #pragma once
+#include <algorithm>
 #include <cstdlib>
 #include <map>
 #include <memory>
@@ -17,17 +18,18 @@ namespace paring {
 struct Free { void operator()(void* p) const { std::free(p); } };
 using Planes = std::unique_ptr<float, Free>;
 
-// Where a value lies: in a buffer that all see, or, where its whole life passes inside one tile, in the task's own memory.
+// Where a value of the region lies: in a buffer that all see, or, where its whole life passes inside one tile, in the task's own memory.
 struct Place {
   bool own = false;
   int buffer = -1;
   size_t at = 0;            // own: floats
   int made = -1, last = -1; // stages
 };
+// `key`: the geometry whose surroundings are zeros in it, if any.
 struct Buffer { std::tuple<int, int, int, size_t, size_t> key; size_t floats; int busy_until; size_t at; };
 
 // Steps that run one behind the other on a tile before the next tile; or one step, split into panels of channels.
-struct Stage { std::vector<int> steps; int resolution = 0, tiles = 1, panels = 1; size_t own = 0, bytes = 0; };
+struct Stage { std::vector<int> steps; int resolution = 0, tiles = 1, panels = 1; size_t bytes = 0; };   // bytes of weights
 
 struct Depthwise { std::vector<float> weights, bias; };   // [channels][taps]
 

@@ -27,6 +27,7 @@ Planes allocate(size_t floats) {
 
 }  // namespace
 
+// A tile is what the kernels hold in registers at a time; for several threads there are as many for each.
 void PlaneRegion::cut_tiles() {
   std::vector<int> most(plan_.resolutions.size(), 0);
   for (const PlaneStep& s : plan_.steps) {
@@ -46,10 +47,12 @@ void PlaneRegion::cut_tiles() {
   }
 }
 
-// How many parts the input channels are read in, so that the tile's pixels of one part stay in the nearest cache.
+// Whether taps are copied side by side first: each copy must serve some outputs.
 bool PlaneRegion::copies(const PlaneStep& s, const SparseWeights& w) {
   return w.rows == 1 && !s.pointwise() && w.blocks() > 12 * int64_t(w.inputs) * w.taps;
 }
+
+// How many parts the input channels are read in, so that the tile's pixels of one part stay in the nearest cache.
 int PlaneRegion::passes(const PlaneStep& s, int rows, bool copy) {
   const PlaneValue& x = value(s.x);
   const PlaneResolution& r = resolution(x.resolution);
@@ -102,6 +105,8 @@ bool PlaneRegion::bind(std::string* message) {
   return true;
 }
 
+// Groups steps that run tile by tile, so that what passes between them stays in a near cache; where there are fewer tiles
+// than threads, a step is a stage of its own, split into panels.
 void PlaneRegion::make_stages() {
   stages_.clear();
   for (size_t i = 0; i < plan_.steps.size(); i++) {

@@ -6,7 +6,7 @@ namespace paring {
 namespace {
 
 // What a multiply-add of a lone weight costs against one inside a block of four: its load is used once.
-constexpr double lone_cost = 1.55;
+constexpr double lone_cost = 1.4;
 
 bool any(const paring_conv& c, int taps, int first, int rows, int input, int tap, float* w) {
   const float* weights = static_cast<const float*>(c.weights);

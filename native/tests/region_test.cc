@@ -51,7 +51,7 @@ struct Net {
     float *w = constant(size_t(outputs) * taps * c), *b = constant(size_t(outputs));
     for (int o = 0; o < outputs; o += rows)
       for (int i = 0; i < taps * c; i++)
-        if (noise() * 0.5 + 0.5 < density) for (int q = o; q < std::min(o + rows, outputs); q++) w[size_t(q) * taps * c + i] = noise();
+        if (noise() * 0.5 + 0.5 <= density && density > 0) for (int q = o; q < std::min(o + rows, outputs); q++) w[size_t(q) * taps * c + i] = noise();
     for (int o = 0; o < outputs; o++) b[o] = noise();
     RegionOp& r = op(RegionOp::Kind::conv, x, -1, outputs);
     r.conv = {PARING_F32, outputs, kh, kw, c, sh, sw, dh, dw, same, w, dice(0, 3) ? b : nullptr, nullptr, 0, 0, 0, 0, 0, low, high};
@@ -142,6 +142,7 @@ void check(const std::string& name, Net& net, const std::vector<int>& inputs, co
       for (int threads : {1, 2, 5}) {
         std::vector<Shape> shape;
         if (!region->prepare(at, threads, &shape, &message)) { std::printf("FAILED %s: %s\n", name.c_str(), message.c_str()); failures++; return; }
+        if (!(region->estimate() > 0 && region->estimate() < 1)) { std::printf("FAILED %s: estimate %g\n", name.c_str(), region->estimate()); failures++; }
         std::vector<const void*> in;
         std::vector<std::vector<float>> result;
         for (int v : inputs) in.push_back(values[v].data.data());
@@ -216,6 +217,18 @@ void single_operators() {
     y = net.depthwise(y, 3, 5, 1, 2, 2, 1, true);
     check("unequal", net, {x}, {y}, {{{1, 30, 37, c}}, {{2, 12, 5, c}}});
   }
+}
+
+void wide() {                               // more input channels than a pass takes
+  for (int rows : {1, 4})
+    for (int k : {1, 3}) {
+      Net net;
+      int c = k == 1 ? 401 : 150, x = net.input(c);
+      int y = net.conv(x, 9, k, k, 1, 1, 1, 1, true, 0.2, rows, 0);
+      y = net.conv(y, 401, 1, 1, 1, 1, 1, 1, true, 0.4, rows);
+      y = net.conv(y, 7, 1, 1, 1, 1, 1, 1, true, 0.2, rows);
+      check("wide " + std::to_string(k) + " rows " + std::to_string(rows), net, {x}, {y}, {{{1, 13, 11, c}}});
+    }
 }
 
 void regions() {
@@ -308,6 +321,7 @@ void refusals() {
 
 int main() {
   single_operators();
+  wide();
   regions();
   refusals();
   std::printf("%d runs, %d failures\n", runs, failures);
