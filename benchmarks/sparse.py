@@ -164,12 +164,35 @@ def main() -> int:
         if args.only in work and (models / "face_detection_full_range_sparse.tflite").exists():
             path = models / "face_detection_full_range_sparse.tflite"
             bench.pair("networks", work, path, path, None if args.isa else 1.15)
+            share = touched(path, folder, args.seconds)
+            figure.note(f"{work}: layers with zeros take {share:.0%} of its time, so no more than {1 / (1 - share):.2f}x is to be had by them")
         for model in SHARED:
             path = models / f"{model}.tflite"
             if args.only in f"{model}, dense" and path.exists():
                 ratio = bench_dense(bench, path)
                 figure.at_least(f"{model}, dense: stock over with the delegate", ratio, 0.98)
     return figure.finish(args.write)
+
+
+def touched(path: Path, folder: Path, seconds: float) -> float:
+    """Share of a model's time in stock LiteRT that its layers with zeros take: run alone, side by side, over the whole."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from paring.formats import load
+    from paring.formats.tflite.extract import islands
+    from paring.formats.tflite.view import view
+
+    model = load(path)
+    graph = view(model)
+    cuts = []
+    for op in graph.ops:
+        weights = [t.weight.read() for _, t in graph.weights_of(op) if t.weight and op.kind in ("conv2d", "dense")]
+        if any((w == 0).mean() > 0.5 for w in weights):
+            cuts.append(([op.inputs[0][1]], [op.outputs[0][1]]))
+    alone = folder / "alone.tflite"
+    islands(model, 0, cuts).save(alone)
+    part, whole = prepared(Interpreter(str(alone), num_threads=1)), prepared(Interpreter(str(path), num_threads=1))
+    return turns(part, whole, seconds, wall=False)[2]
 
 
 def bench_dense(bench: Bench, path: Path) -> float:
