@@ -17,11 +17,13 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # What the installed package is made of: a change of any of these installs it again.
 SOURCES := pyproject.toml LICENSE README.md $(shell find src native -type f -not -name '*.pyc')
-# Objects of the native library outlive an installation, so that a changed Python file compiles nothing.
+# Objects of the native library outlive an installation, so that a changed Python file compiles nothing; pip's isolated
+# environment would throw them away, but it is what brings CMake where the system has none.
 export SKBUILD_BUILD_DIR := build/install
+ISOLATION := $(if $(shell command -v cmake),--no-build-isolation)
 
-# An inherited PYTHONPATH would put another copy of paring before the installed one.
-unexport PYTHONPATH
+# An inherited PYTHONPATH would put another copy of paring before the installed one, PARING_LIBRARY another library.
+unexport PYTHONPATH PARING_LIBRARY
 
 .PHONY: demo test lint native native-quick native-test clean
 .DELETE_ON_ERROR:
@@ -41,8 +43,11 @@ native:
 	cmake -S native -B build/native
 	cmake --build build/native -j $(JOBS)
 
-native-quick: build/tests/.built
-	ctest --test-dir build/tests --output-on-failure
+# On the objects that installing has left.
+native-quick: $(VENV)/test.stamp
+	cmake -S native -B $(SKBUILD_BUILD_DIR) -DPARING_TESTS=ON
+	cmake --build $(SKBUILD_BUILD_DIR) -j $(JOBS)
+	ctest --test-dir $(SKBUILD_BUILD_DIR) --output-on-failure
 
 native-test: build/tests/.built build/tests-address/.built build/tests-thread/.built
 	for kind in "" -address -thread; do ctest --test-dir build/tests$$kind --output-on-failure || exit 1; done
@@ -66,16 +71,20 @@ $(VENV)/created.stamp:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/demo.stamp: $(SOURCES) | $(VENV)/created.stamp
-	$(PIP) install '.[demo]'
+$(VENV)/build.stamp: | $(VENV)/created.stamp
+	$(PIP) install scikit-build-core
 	@touch $@
 
-$(VENV)/test.stamp: $(SOURCES) | $(VENV)/created.stamp
+$(VENV)/demo.stamp: $(SOURCES) | $(VENV)/build.stamp
+	$(PIP) install $(ISOLATION) '.[demo]'
+	@touch $@
+
+$(VENV)/test.stamp: $(SOURCES) | $(VENV)/build.stamp
 ifeq ($(strip $(TF)),)
-	$(PIP) install '.[test]'
+	$(PIP) install $(ISOLATION) '.[test]'
 else
-	$(PIP) install '.[test,tf]' $(TF) || { \
+	$(PIP) install $(ISOLATION) '.[test,tf]' $(TF) || { \
 	  echo "Could not install $(TF), for the reason above: tests that need it will be skipped." >&2; \
-	  $(PIP) install '.[test]'; }
+	  $(PIP) install $(ISOLATION) '.[test]'; }
 endif
 	@touch $@

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-
 from models import Net, Options
+
 from paring.formats.tflite.flatbuffer import Table
 from paring.formats.tflite.schema import ENUMS
 from paring.graph import Quantization
@@ -120,7 +120,13 @@ class Case:
         return net.finish().to_bytes()
 
 
-def _dense(shape: tuple[int, ...], options: Options = FC, bias: bool = True, weights: Callable[[Net], int] | None = None, version: int = 1) -> Callable[[Net], None]:
+def _dense(
+    shape: tuple[int, ...],
+    options: Options = FC,
+    bias: bool = True,
+    weights: Callable[[Net], int] | None = None,
+    version: int = 1,
+) -> Callable[[Net], None]:
     def build(net: Net) -> None:
         x = net.input(shape)
         w = weights(net) if weights else net.constant(sparse(1024, 512))
@@ -132,11 +138,15 @@ def _dense(shape: tuple[int, ...], options: Options = FC, bias: bool = True, wei
     return build
 
 
-def _image(kernel: int, options: Options, side: int, after: int, channels: tuple[int, int] = (64, 96), batch: int = 1) -> Callable[[Net], None]:
+def _image(
+    kernel: int, options: Options, side: int, after: int, channels: tuple[int, int] = (64, 96), batch: int = 1
+) -> Callable[[Net], None]:
     def build(net: Net) -> None:
         x = net.input((batch, side, side, channels[0]))
         w = net.constant(sparse(channels[1], kernel, kernel, channels[0]))
-        net.outputs = [net.then("CONV_2D", [x, w, net.constant(normal(channels[1]))], (batch, after, after, channels[1]), options)]
+        net.outputs = [
+            net.then("CONV_2D", [x, w, net.constant(normal(channels[1]))], (batch, after, after, channels[1]), options)
+        ]
 
     return build
 
@@ -148,7 +158,9 @@ def _matmul(x: tuple[int, ...], weights: tuple[int, ...], adj_y: bool) -> Callab
         w = np.stack([sparse(n, k, seed=i).T for i in range(batch)]).reshape(weights)
         w = np.swapaxes(w, -1, -2) if adj_y else w
         options = ("BatchMatMulOptions", {"adj_x": False, "adj_y": adj_y})
-        net.outputs = [net.then("BATCH_MATMUL", [net.input(x), net.constant(np.ascontiguousarray(w))], (*x[:-1], n), options)]
+        net.outputs = [
+            net.then("BATCH_MATMUL", [net.input(x), net.constant(np.ascontiguousarray(w))], (*x[:-1], n), options)
+        ]
 
     return build
 
@@ -163,7 +175,11 @@ def _static(kernel: int | None, per_channel: bool, activation: int = 0) -> Calla
         bias_scale = (x_grid.scale * scales.scale).astype(np.float32)
         b = on_grid(net, bias, Quantization(bias_scale, np.zeros(bias_scale.shape, np.int64), "int32", scales.axis))
         inputs, native = [x, on_grid(net, codes, scales), b], "FULLY_CONNECTED" if kernel is None else "CONV_2D"
-        options = ("FullyConnectedOptions", {"fused_activation_function": activation}) if kernel is None else conv(activation=activation)
+        options = (
+            ("FullyConnectedOptions", {"fused_activation_function": activation})
+            if kernel is None
+            else conv(activation=activation)
+        )
         net.op(native, inputs, [y], options, 4 if kernel is None else 3)
         net.inputs, net.outputs = [x], [y]
 
@@ -183,6 +199,19 @@ def _dynamic(kernel: int | None, batch: int) -> Callable[[Net], None]:
     return build
 
 
+def _dynamic_matmul(adj_y: bool, per_channel: bool) -> Callable[[Net], None]:
+    def build(net: Net) -> None:
+        codes, scales = integers(sparse(768, 512), per_channel)
+        axis = None if not per_channel else 0 if adj_y else 1
+        w = codes if adj_y else np.ascontiguousarray(codes.T)
+        y, x = net.tensor((2, 6, 768)), net.input((2, 6, 512))
+        options = ("BatchMatMulOptions", {"adj_x": False, "adj_y": adj_y})
+        net.op("BATCH_MATMUL", [x, on_grid(net, w, replace(scales, axis=axis))], [y], options, 4)
+        net.outputs = [y]
+
+    return build
+
+
 def _half(net: Net) -> int:
     return behind(net, "DEQUANTIZE", net.constant(sparse(1024, 512).astype(np.float16)), "float32")
 
@@ -196,7 +225,12 @@ def _densified(net: Net) -> int:
 
 
 def _densified_half(net: Net) -> int:
-    return behind(net, "DEQUANTIZE", behind(net, "DENSIFY", encoded(net, sparse(1024, 512).astype(np.float16)), "float16"), "float32")
+    return behind(
+        net,
+        "DEQUANTIZE",
+        behind(net, "DENSIFY", encoded(net, sparse(1024, 512).astype(np.float16)), "float16"),
+        "float32",
+    )
 
 
 def _weight_only(net: Net) -> int:
@@ -229,6 +263,8 @@ CASES = [
     Case("int8-conv-3x3", _static(3, True), exact=True),
     Case("dynamic-dense", _dynamic(None, 1), exact=True),
     Case("dynamic-dense-rows", _dynamic(None, 5), exact=True),
+    Case("dynamic-matmul", _dynamic_matmul(False, True), exact=True),
+    Case("dynamic-matmul-transposed", _dynamic_matmul(True, False), exact=True),
     Case("dynamic-conv-1x1", _dynamic(1, 1), exact=True),
     Case("dynamic-conv-3x3", _dynamic(3, 2), exact=True),
 ]  # fmt: skip
@@ -237,11 +273,33 @@ CASES = [
 def mobile(net: Net, pad: bool = True) -> None:
     """Pointwise and depthwise convolutions with a residual: what stays in planes between its sparse products."""
     x = net.input((1, 24, 24, 32))
-    a = net.then("CONV_2D", [x, net.constant(sparse(96, 1, 1, 32, rows=4)), net.constant(normal(96))], (1, 24, 24, 96), conv(activation=3))
+    a = net.then(
+        "CONV_2D",
+        [x, net.constant(sparse(96, 1, 1, 32, rows=4)), net.constant(normal(96))],
+        (1, 24, 24, 96),
+        conv(activation=3),
+    )
     if pad:
-        wide = net.then("PAD", [a, net.constant(np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))], (1, 26, 26, 96), ("PadOptions", {}))
-    d = net.then("DEPTHWISE_CONV_2D", [wide if pad else a, net.constant(normal(1, 3, 3, 96)), net.constant(normal(96))], (1, 24, 24, 96), depthwise(valid=pad))
-    p = net.then("CONV_2D", [d, net.constant(sparse(96, 1, 1, 96, rows=1)), net.constant(normal(96))], (1, 24, 24, 96), conv())
+        wide = net.then(
+            "PAD",
+            [a, net.constant(np.array([[0, 0], [1, 1], [1, 1], [0, 0]], np.int32))],
+            (1, 26, 26, 96),
+            ("PadOptions", {}),
+        )
+    d = net.then(
+        "DEPTHWISE_CONV_2D",
+        [wide if pad else a, net.constant(normal(1, 3, 3, 96)), net.constant(normal(96))],
+        (1, 24, 24, 96),
+        depthwise(valid=pad),
+    )
+    p = net.then(
+        "CONV_2D", [d, net.constant(sparse(96, 1, 1, 96, rows=1)), net.constant(normal(96))], (1, 24, 24, 96), conv()
+    )
     r = net.then("ADD", [p, a], (1, 24, 24, 96), ADD, name="residual")
-    y = net.then("CONV_2D", [r, net.constant(sparse(64, 3, 3, 96, rows=1)), net.constant(normal(64))], (1, 12, 12, 64), conv(2, activation=1))
+    y = net.then(
+        "CONV_2D",
+        [r, net.constant(sparse(64, 3, 3, 96, rows=1)), net.constant(normal(64))],
+        (1, 12, 12, 64),
+        conv(2, activation=1),
+    )
     net.outputs = [y, r]

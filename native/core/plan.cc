@@ -63,7 +63,8 @@ void cut(paring_plan& p, bool flat) {
   for (auto& t : tiles)
     for (int r = 0; r < ranges; r++)
       p.parts.push_back({t.image, t.line, t.column, t.lines, t.columns, piece_begin(groups, ranges, r), piece_begin(groups, ranges, r + 1)});
-  p.local = flat && l.conv.type == PARING_S8 && ranges == 1;
+  bool spread = l.conv.type == PARING_F32 && p.apart != p.pixel;
+  p.local = flat && (spread || (l.conv.type == PARING_S8 && ranges == 1));
 }
 
 bool bind(paring_plan& p) {
@@ -78,7 +79,10 @@ bool bind(paring_plan& p) {
   p.pixel = c.type == PARING_F32 ? size_t(c.inputs) * 4 : size_t(c.inputs + 3) / 4 * k.unit;
   int need_h = (p.out_h - 1) * c.stride_h + (c.kernel_h - 1) * c.dilation_h + 1, need_w = (p.out_w - 1) * c.stride_w + (c.kernel_w - 1) * c.dilation_w + 1;
   bool padded = need_h > p.h || need_w > p.w;
-  if (!flat && (padded || c.type != PARING_F32)) { p.padded_h = need_h; p.padded_w = need_w; }
+  // Pixels a power of two apart share a few sets of the cache, where passes over the inputs leave no other to use.
+  bool crowded = c.type == PARING_F32 && l.packed.passes > 1 && p.pixel % 1024 == 0;
+  p.apart = p.pixel + (crowded && (flat || !point) ? 64 : 0);
+  if (!flat && (padded || c.type != PARING_F32 || (crowded && !point))) { p.padded_h = need_h; p.padded_w = need_w; }
   int pitch = p.padded_w ? p.padded_w : p.w;
   if (point) {
     p.entry = l.entry16.data();
@@ -86,7 +90,7 @@ bool bind(paring_plan& p) {
     p.wide = true;
     p.entry32.reserve(l.places.size());
     for (auto& at : l.places) {
-      int64_t offset = (int64_t(at.tap / c.kernel_w) * c.dilation_h * pitch + int64_t(at.tap % c.kernel_w) * c.dilation_w) * int64_t(p.pixel) + int64_t(at.input) * k.unit;
+      int64_t offset = (int64_t(at.tap / c.kernel_w) * c.dilation_h * pitch + int64_t(at.tap % c.kernel_w) * c.dilation_w) * int64_t(p.apart) + int64_t(at.input) * k.unit;
       if (offset > INT_MAX) return false;
       p.entry32.push_back(int32_t(offset));
     }
@@ -100,7 +104,7 @@ bool bind(paring_plan& p) {
     p.zero.resize(p.n);
   }
   if (p.padded_w) {
-    p.copy_image = p.pixel * p.padded_h * p.padded_w;
+    p.copy_image = p.apart * p.padded_h * p.padded_w;
     p.copy = Memory(p.copy_image * p.n + 64);
     std::memset(p.copy.get(), 0, p.copy.bytes());
   } else if (c.type != PARING_F32) {
@@ -109,6 +113,12 @@ bool bind(paring_plan& p) {
     std::memset(p.copy.get(), 0, p.copy.bytes());
   }
   return true;
+}
+
+// Pixels side by side to pixels `apart`.
+void spread(const paring_plan& p, const char* x, int count, char* out) {
+  if (p.apart == p.pixel) { std::memcpy(out, x, size_t(count) * p.pixel); return; }
+  for (int i = 0; i < count; i++) std::memcpy(out + i * p.apart, x + i * p.pixel, p.pixel);
 }
 
 // One line of the padded copy. `quantized`: the line as integers already (qd8), else it is widened or copied from x.
@@ -127,10 +137,10 @@ void fill_line(const paring_plan& p, int image, int line, const void* x, const c
   if (source < 0 || source >= p.h) { pad(0, p.padded_w); return; }
   pad(0, std::min(first, p.padded_w));
   if (last < p.padded_w) pad(last, p.padded_w);
-  char* to = out + size_t(first) * p.pixel;
+  char* to = out + size_t(first) * p.apart;
   int count = last - first;
   size_t row = (size_t(image) * p.h + source) * p.w;
-  if (c.type == PARING_F32) std::memcpy(to, static_cast<const char*>(x) + row * p.pixel, size_t(count) * p.pixel);
+  if (c.type == PARING_F32) spread(p, static_cast<const char*>(x) + row * p.pixel, count, to);
   else if (quantized) std::memcpy(to, quantized + row * p.pixel, size_t(count) * p.pixel);
   else if (c.inputs % 4 == 0) k.widen(static_cast<const int8_t*>(x) + row * c.inputs, count * c.inputs, to);
   else for (int i = 0; i < count; i++) k.widen(static_cast<const int8_t*>(x) + (row + i) * c.inputs, c.inputs, to + i * p.pixel);
@@ -180,7 +190,7 @@ void run(paring_plan& p, const void* x, void* y) {
       for (int i = t * per; i < std::min(lines, (t + 1) * per); i++) {
         int image = i / p.padded_h, line = i % p.padded_h;
         int32_t zero = c.type == PARING_QD8 ? p.zero[image] : c.x_zero;
-        fill_line(p, image, line, x, quantized.empty() ? nullptr : quantized.data(), zero, p.copy.get() + image * p.copy_image + size_t(line) * p.padded_w * p.pixel);
+        fill_line(p, image, line, x, quantized.empty() ? nullptr : quantized.data(), zero, p.copy.get() + image * p.copy_image + size_t(line) * p.padded_w * p.apart);
       }
     });
     from = p.copy.get();
@@ -203,17 +213,19 @@ void run(paring_plan& p, const void* x, void* y) {
     t.last = part.last;
     size_t pixel = flat ? size_t(part.column) : (size_t(part.image) * height + size_t(part.line) * c.stride_h) * pitch + size_t(part.column) * c.stride_w;
     size_t out = flat ? size_t(part.column) : (size_t(part.image) * p.out_h + part.line) * p.out_w + part.column;
-    t.x = from + pixel * p.pixel;
+    t.x = from + pixel * (p.padded_w ? p.apart : p.pixel);
     if (p.local) {
       thread_local std::vector<char> mine;
-      mine.resize(part.columns * p.pixel + 64);
+      mine.resize(part.columns * p.apart + 128);
+      char* to = mine.data() + (64 - reinterpret_cast<uintptr_t>(mine.data()) % 64) % 64;
       const int8_t* source = static_cast<const int8_t*>(x) + pixel * c.inputs;
-      if (c.inputs % 4 == 0) k.widen(source, part.columns * c.inputs, mine.data());
-      else for (int j = 0; j < part.columns; j++) k.widen(source + size_t(j) * c.inputs, c.inputs, mine.data() + j * p.pixel);
-      t.x = mine.data();
+      if (c.type == PARING_F32) spread(p, t.x, part.columns, to);
+      else if (c.inputs % 4 == 0) k.widen(source, part.columns * c.inputs, to);
+      else for (int j = 0; j < part.columns; j++) k.widen(source + size_t(j) * c.inputs, c.inputs, to + j * p.pixel);
+      t.x = to;
     }
-    t.step = ptrdiff_t(p.pixel) * c.stride_w;
-    t.line = ptrdiff_t(p.pixel) * pitch * c.stride_h;
+    t.step = ptrdiff_t(p.apart) * c.stride_w;
+    t.line = ptrdiff_t(p.apart) * pitch * c.stride_h;
     t.y = static_cast<char*>(y) + out * y_pixel;
     t.y_step = ptrdiff_t(y_pixel);
     t.y_line = ptrdiff_t(y_pixel) * p.out_w;

@@ -17,9 +17,10 @@ struct paring_plan {
   paring::Memory copy;                 // padded, widened or quantized input
   size_t copy_image = 0;               // bytes of one image in it
   size_t pixel = 0;                    // bytes of a pixel as the kernel reads it
+  size_t apart = 0;                    // bytes from one to the next
   std::vector<float> inverse;          // qd8: of each image (a dense layer: of each row)
   std::vector<int32_t> zero;
   std::vector<float> pixel_inverse;    // of each pixel of a tile's reach, where an image has several
   std::vector<int32_t> pixel_zero;
-  bool local = false;                  // s8 1x1: every task widens its own pixels
+  bool local = false;                  // 1x1: every task widens (s8) or spreads (f32) its own pixels
 };

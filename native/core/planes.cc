@@ -8,7 +8,7 @@ namespace {
 
 PARING_INLINE const float* at(const float* p, int32_t bytes) { return reinterpret_cast<const float*>(reinterpret_cast<const char*>(p) + bytes); }
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(PARING_NARROW)
 PARING_INLINE F keep(F a, const float* mask) { return _mm512_and_ps(a, load(mask)); }
 #elif defined(__AVX2__)
 PARING_INLINE F keep(F a, const float* mask) { return _mm256_and_ps(a, load(mask)); }
@@ -145,7 +145,7 @@ template <int N, int SETS> void conv1(const PlaneConv& c, const float* x, float*
 }
 
 using Conv = void (*)(const PlaneConv&, const float*, float*, const float*, const float*);
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(PARING_NARROW)
 constexpr int block_vectors = 5, line_vectors = 5;   // an odd number of cache lines from channel to channel spreads them over the sets
 const Conv conv1s[] = {nullptr, conv1<1, 4>, conv1<2, 4>, conv1<3, 4>, conv1<4, 2>, conv1<5, 2>};
 const Conv conv4s[] = {nullptr, conv4<1>, conv4<2>, conv4<3>, conv4<4>, conv4<5>};
@@ -204,7 +204,7 @@ template <int TAPS> void depthwise_taps(const PlaneDepthwise& d, int vectors) {
 }
 
 // Every second float, and every `stride`th. Both may read `width` floats more than they give.
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(PARING_NARROW)
 PARING_INLINE __m512i even_lanes() { return _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30); }
 PARING_INLINE F second(const float* p) { return _mm512_permutex2var_ps(load(p), even_lanes(), load(p + 16)); }
 PARING_INLINE void both(const float* p, F* even, F* odd) {   // p[0], p[2] ...; p[1], p[3] ...
@@ -297,7 +297,7 @@ void add_planes(const PlaneAdd& s, int vectors) {
 }
 
 // width x width floats
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(PARING_NARROW)
 PARING_INLINE F low_pairs(F a, F b) { return _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); }
 PARING_INLINE F high_pairs(F a, F b) { return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b))); }
 PARING_INLINE void transpose(F r[16]) {
@@ -393,7 +393,7 @@ void from_planes(const float* planes, size_t stride, const int32_t* pixel, int c
 // y[i] = x[i * stride]; reads no float behind the last one that counts. Writes some behind y[n], where `room` is for them.
 PARING_INLINE void sample_row(const float* x, float* y, int n, int stride, [[maybe_unused]] int room) {
   int i = 0;
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) && !defined(PARING_NARROW)
   if (stride == 2) {
     for (; i < n; i += 16) {
       int left = n - i < 16 ? n - i : 16, floats = 2 * left - 1;

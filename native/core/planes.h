@@ -71,7 +71,7 @@ struct PlaneKernels {
                  int vectors);
 };
 
-extern const PlaneKernels planes_portable, planes_avx2, planes_avx2vnni, planes_avx512, planes_avx512vnni;
+extern const PlaneKernels planes_portable, planes_avx2, planes_avx512;
 
 // The table of the instruction set in force.
 const PlaneKernels& plane_kernels();

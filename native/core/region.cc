@@ -14,17 +14,13 @@
 namespace paring {
 
 const PlaneKernels& plane_kernels() {
-  switch (isa_in_force()) {
-#ifdef PARING_HAVE_avx512vnni
-    case Isa::avx512vnni: return planes_avx512vnni;
-#endif
+  switch (isa_in_force()) {   // float32 gains nothing from VNNI
 #ifdef PARING_HAVE_avx512
+    case Isa::avx512vnni:
     case Isa::avx512: return planes_avx512;
 #endif
-#ifdef PARING_HAVE_avx2vnni
-    case Isa::avx2vnni: return planes_avx2vnni;
-#endif
 #ifdef PARING_HAVE_avx2
+    case Isa::avx2vnni:
     case Isa::avx2: return planes_avx2;
 #endif
     default: return planes_portable;

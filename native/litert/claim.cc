@@ -14,6 +14,7 @@ namespace {
 
 constexpr double margin = 1.1;    // what must be won, expected against expected
 constexpr double measured_margin = 1.05;   // measured with warm caches, against expected
+constexpr int usual_rows = 64, usual_side = 56;   // where shapes are not known yet
 constexpr int most_rounds = 4;    // of cutting islands where the runtime would cut them
 
 struct Candidate {
@@ -25,6 +26,7 @@ struct Candidate {
   double dense = 0, own = 0;          // seconds by the runtime, and by our kernel alone
   double measured = 0;
   bool claimed = false, in_island = false;
+  bool guessed = false;               // `geometry` is: the shapes are not known yet
 
   const Operator& what() const { return product ? product->op() : op; }
   bool wins() const { return product && own * margin + partition_seconds < dense; }
@@ -60,6 +62,7 @@ class Decision {
       c.verdict = recognize(g_, p, options_.threshold, &c.op, &c.reason);
       if (c.verdict != Verdict::taken) continue;
       std::vector<int> x = dims_of(g_.tensor(c.op.x)), x2 = c.op.x2 >= 0 ? dims_of(g_.tensor(c.op.x2)) : std::vector<int>();
+      c.guessed = guess(c.op, &x);
       if (!shape(c.op, x, x2, &c.geometry, &c.reason)) {
         c.verdict = Verdict::not_taken;
         continue;
@@ -70,8 +73,42 @@ class Decision {
       }
       c.dense = estimate_dense(c.op, c.geometry, threads_);
       c.product = Product::pack(std::move(c.op), c.geometry, &c.reason);
-      if (!c.product) c.verdict = Verdict::not_taken;
-      else c.own = c.product->estimate(c.geometry, threads_);
+      if (!c.product) {
+        c.verdict = Verdict::not_taken;
+        continue;
+      }
+      c.own = c.product->estimate(c.geometry, threads_);
+      if (c.guessed && c.product->op().form != Operator::Form::image) check_one_row(&c);
+    }
+  }
+
+  // Shapes that only running will tell (dimensions of -1, or what no reader can take). Something usual stands for them.
+  bool guess(const Operator& op, std::vector<int>* x) const {
+    const TfLiteIntArray* signature = g_.tensor(op.x).dims_signature;
+    bool product = op.kind == Operator::Kind::product;
+    if (product && op.form != Operator::Form::image) {
+      Geometry ignored;
+      std::string why;
+      if (op.matrices() != 1 || shape(op, *x, {}, &ignored, &why)) return false;
+      *x = std::vector<int>(std::max<size_t>(2, op.batch.size() + 2), 1);
+      (*x)[x->size() - 2] = usual_rows, x->back() = op.conv.inputs;
+      return true;
+    }
+    if (!signature || signature->size != 4 || x->size() != 4 || (signature->data[1] >= 0 && signature->data[2] >= 0)) return false;
+    for (size_t d : {1, 2})
+      if (signature->data[d] < 0) (*x)[d] = usual_side;
+    return true;
+  }
+
+  // Rows of unknown number: one alone must win, too.
+  void check_one_row(Candidate* c) const {
+    const Operator& op = c->product->op();
+    Geometry one = c->geometry;
+    one.n = 1;
+    one.y[one.y.size() - 2] = 1;
+    if (c->product->estimate(one, threads_) * margin + partition_seconds >= estimate_dense(op, one, threads_)) {
+      c->dense = std::min(c->dense, c->own);
+      c->reason = "one row alone would not win";
     }
   }
 
@@ -90,7 +127,7 @@ class Decision {
   std::vector<int> possible_members() {
     std::vector<int> members;
     for (int p = 0; p < g_.size(); p++)
-      if (at(p).verdict == Verdict::taken && (!at(p).product || sparse_image(at(p)))) members.push_back(p);
+      if (at(p).verdict == Verdict::taken && !at(p).guessed && (!at(p).product || sparse_image(at(p)))) members.push_back(p);
     return members;
   }
 
@@ -197,19 +234,20 @@ class Decision {
     for (int t : in) x.push_back(dims_of(g_.tensor(t)));
     if (!island || !island->prepare(x, threads_, &y, &why)) return give_up();
     double expected = island->estimate();
-    why = text("in planes: expected %.0f us for %zu operators, %.0f us otherwise", 1e6 * expected, members.size(), 1e6 * otherwise);
+    why = text("in planes expected %.0f us for %zu operators, %.0f us otherwise", 1e6 * expected, members.size(), 1e6 * otherwise);
     if (!(expected * margin + partition_seconds < otherwise)) return give_up();
     if (options_.measure) {
       double took = watch_.island(*island, x, y, expected);
       if (took * measured_margin > otherwise) {
-        why = text("in planes: measured %.0f us for %zu operators, %.0f us otherwise", 1e6 * took, members.size(), 1e6 * otherwise);
+        why = text("in planes measured %.0f us for %zu operators, %.0f us otherwise", 1e6 * took, members.size(), 1e6 * otherwise);
         return give_up();
       }
       if (took > 0) why += text(" (measured %.0f us)", 1e6 * took);
     }
+    said_[members.front()] = text("%s, %.1fx over dense", why.c_str(), expected > 0 ? dense / expected : 0);
     for (int p : members) {
       at(p).in_island = at(p).claimed = true;
-      at(p).reason = text("%s; %.1fx over dense", why.c_str(), expected > 0 ? dense / expected : 0);
+      at(p).reason = text("in the planes of node %d", g_.nodes[size_t(members.front())].index);
     }
     claim_.islands.push_back(std::move(island));
     return true;
@@ -249,6 +287,7 @@ class Decision {
           continue;
         }
         for (int p : members) at(p).in_island = at(p).claimed = false, at(p).reason.clear();
+        said_.erase(members.front());
         if (round + 1 < most_rounds)
           for (auto& part : parts(members, turns)) cut.push_back(part);
         else
@@ -308,10 +347,11 @@ class Decision {
       all += text("paring: node %d %s '%s': ", g_.nodes[size_t(p)].index, operator_name(code), g_.name(p).c_str());
       if (c.product) {
         paring_layer_info info = c.product->info();
-        all += text("%s, %.0f %% zeros, %s, ", type_name(op), 100 * op.zeros, pattern(info).c_str());
-        if (!c.in_island) all += text("kernel %s, expected gain %.1fx, ", info.kernel, c.own > 0 ? c.dense / c.own : 0);
+        all += text("%s, %.0f %% zeros, ", type_name(op), 100 * op.zeros);
+        if (!c.in_island) all += text("%s, kernel %s, expected gain %.1fx, ", pattern(info).c_str(), info.kernel, c.own > 0 ? c.dense / c.own : 0);
       }
       all += text("%s: %s\n", c.claimed ? "claimed" : "not claimed", c.reason.c_str());
+      if (auto island = said_.find(p); island != said_.end()) all += text("paring: the planes of node %d: %s\n", g_.nodes[size_t(p)].index, island->second.c_str());
     }
     all += text("paring: %d of %d nodes claimed, %s, %d threads\n", taken, g_.size(), paring_isa(), threads_);
     fwrite(all.data(), 1, all.size(), stderr);
@@ -322,6 +362,7 @@ class Decision {
   int threads_;
   Stopwatch watch_;
   std::vector<Candidate> all_;
+  std::map<int, std::string> said_;   // of islands, by their first position
   Claim claim_;
 };
 

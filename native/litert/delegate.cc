@@ -101,16 +101,17 @@ TfLiteStatus invoke(TfLiteContext* c, TfLiteNode* node) {
 // The delegate's Prepare: called for each subgraph when the interpreter is built.
 TfLiteStatus take_over(TfLiteContext* c, TfLiteDelegate* base) {
   auto* d = static_cast<Delegate*>(base->data);
-  std::string unexpected;
+  Layout layout;
   try {
-    unexpected = unexpected_layout(c);
+    layout = check_layout(c);
   } catch (const std::exception& e) {
-    unexpected = e.what();
+    layout.unexpected = e.what();
   }
-  if (!unexpected.empty()) {
-    // The context is not to be trusted, its way to report least of all.
-    fprintf(stderr, "cannot apply the paring delegate for this runtime: expected the structures of %s, got another layout: %s. "
-                    "Load the model without the delegate.\n", checked_versions, unexpected.c_str());
+  if (!layout.unexpected.empty()) {
+    std::string why = text("cannot apply the paring delegate for this runtime: expected the structures of %s, got another layout: %s. "
+                           "Load the model without the delegate.", checked_versions, layout.unexpected.c_str());
+    if (layout.can_report) c->ReportError(c, "%s", why.c_str());
+    else fprintf(stderr, "%s\n", why.c_str());
     return kError;
   }
   return guarded(c, [&] {
@@ -162,6 +163,9 @@ PARING_API paring::litert::TfLiteDelegate* tflite_plugin_create_delegate(const c
   return nullptr;
 }
 
-PARING_API void tflite_plugin_destroy_delegate(paring::litert::TfLiteDelegate* d) { delete static_cast<paring::litert::Delegate*>(d->data); }
+// Python's load_delegate calls it with null, too, where none was made.
+PARING_API void tflite_plugin_destroy_delegate(paring::litert::TfLiteDelegate* d) {
+  if (d) delete static_cast<paring::litert::Delegate*>(d->data);
+}
 
 }  // extern "C"

@@ -78,7 +78,7 @@ size_t type_size(TfLiteType t) {
   }
 }
 
-std::string check_context(Memory& m, TfLiteContext* c) {
+std::string check_context(Memory& m, TfLiteContext* c, bool* can_report) {
   if (!m.readable(c)) return "the context cannot be read";
   const struct { const char* name; const void* f; } functions[] = {
       {"GetExecutionPlan", address(c->GetExecutionPlan)}, {"ResizeTensor", address(c->ResizeTensor)},
@@ -92,6 +92,7 @@ std::string check_context(Memory& m, TfLiteContext* c) {
     if (home && base != home) return text("the context's %s belongs to another library than its neighbours", f.name);
     home = base;
   }
+  *can_report = true;
   if (c->tensors_size > most_tensors) return text("the context has %zu tensors", c->tensors_size);
   if (c->tensors_size && (reinterpret_cast<uintptr_t>(c->tensors) % 8 || !m.readable(c->tensors, c->tensors_size * sizeof(TfLiteTensor))))
     return "the context's tensors cannot be read";
@@ -148,16 +149,21 @@ std::string check_node(Memory& m, TfLiteContext* c, int index) {
 
 }  // namespace
 
-std::string unexpected_layout(TfLiteContext* c) {
+Layout check_layout(TfLiteContext* c) {
+  Layout layout;
+  std::string& wrong = layout.unexpected;
   Memory m;
-  if (!m.works()) return "memory cannot be looked at without a pipe (too many open files?)";
-  std::string wrong = check_context(m, c);
-  if (!wrong.empty()) return wrong;
+  if (!m.works()) {
+    wrong = "memory cannot be looked at without a pipe (too many open files?)";
+    return layout;
+  }
+  wrong = check_context(m, c, &layout.can_report);
+  if (!wrong.empty()) return layout;
   TfLiteIntArray* plan = nullptr;
-  if (c->GetExecutionPlan(c, &plan) != kOk || !m.array(plan, int(most_tensors))) return "the plan cannot be read";
+  if (c->GetExecutionPlan(c, &plan) != kOk || !m.array(plan, int(most_tensors))) wrong = "the plan cannot be read";
   for (size_t i = 0; i < c->tensors_size && wrong.empty(); i++) wrong = check_tensor(m, c->tensors[i], int(i));
-  for (int i = 0; i < plan->size && wrong.empty(); i++) wrong = check_node(m, c, plan->data[i]);
-  return wrong;
+  for (int i = 0; wrong.empty() && i < plan->size; i++) wrong = check_node(m, c, plan->data[i]);
+  return layout;
 }
 
 }  // namespace litert

@@ -7,9 +7,13 @@
 namespace paring {
 namespace litert {
 
-// Looks at the context, at every node of the plan and at their tensors; reads no address that is not mapped. Gives what is
-// not as expected, or an empty string.
-std::string unexpected_layout(TfLiteContext*);
+struct Layout {
+  std::string unexpected;   // what is not as declared; empty where all is
+  bool can_report = false;  // the context's ReportError may be called all the same
+};
+
+// Looks at the context, at every node of the plan and at every tensor; reads no address that cannot be read.
+Layout check_layout(TfLiteContext*);
 
 }  // namespace litert
 }  // namespace paring

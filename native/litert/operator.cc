@@ -186,7 +186,8 @@ class Reader {
     if (!o->adj_y) transpose(&op_.weights);
     const std::vector<int>& d = op_.weights.dims;
     op_.batch.assign(d.begin(), d.end() - 2);
-    if (op_.weights.type == kInt8) return no("int8 operands");
+    if (x().type == kInt8) return no("int8 activations");
+    if (op_.weights.type == kInt8 && op_.matrices() != 1) return no("several int8 matrices");
     geometry(d[d.size() - 2], 1, 1, d[d.size() - 1]);
     return types(kNoActivation, op_.conv.outputs, int(d.size()) - 2);
   }

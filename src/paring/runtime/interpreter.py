@@ -62,6 +62,10 @@ def litert_interpreter(
         arguments["model_content"] = model
     else:
         arguments["model_path"] = os.fspath(model)
+        if not os.path.exists(model):
+            raise InputError(
+                "cannot make an interpreter", where=os.fspath(model), expected="a .tflite file", got="none"
+            )
     path = delegate_path()
     try:
         delegate = load_delegate(path, options)

@@ -158,6 +158,18 @@ def isa() -> str:
     return name.decode()
 
 
+def available_isa() -> str | None:
+    """The instruction set in force, None without a library: for those who only want to say so.
+
+    >>> available_isa() == isa()
+    True
+    """
+    try:
+        return isa()
+    except NativeError:
+        return None
+
+
 def kernels() -> Iterator[KernelInfo]:
     """The rows of the kernel table that this machine can run under the instruction set in force.
 
