@@ -1,0 +1,312 @@
+"""The pruning stage: which layers get zeros in which pattern, what each loses, and the model with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from paring.compress.allocate import allocate
+from paring.compress.base import Context, Encoded
+from paring.compress.gram import Gram
+from paring.compress.pattern import UNSTRUCTURED, Pattern
+from paring.compress.sparsify import Sparsify
+from paring.compress.unfold import Unfolding
+from paring.data import Feed
+from paring.edits import Edit, Port
+from paring.errors import InputError
+from paring.formats.tflite.apply import apply
+from paring.formats.tflite.model import TfliteModel
+from paring.graph import Graph, Op, OpId, Tensor, Weight, WeightUse
+from paring.recipe import Recipe, Rule
+from paring.replay import Replay
+from paring.targets import sparse_choice
+
+KINDS = ("dense", "conv2d", "conv2d_transpose", "matmul")
+SHARES = (0.0, 0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)  # at which the error of a layer is measured
+LEAST = 0.01  # share of zeros that is worth a layer's rounding
+_INTEGER = ("int8", "uint8", "int16", "int4")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What pruning made of one operator with weights.
+
+    Attributes:
+      sparsity: Share of its weights that are zero now, None where it was not pruned.
+      pattern: Of the zeros; empty where it was not pruned.
+      error: Relative output error that the zeros add on the data, None without data.
+      reason: Why this pattern, or why it was not pruned.
+    """
+
+    sparsity: float | None = None
+    pattern: str = ""
+    error: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned model.
+
+    Attributes:
+      model: With the zeros in place, float.
+      layers: By operator, for all that a rule wanted pruned.
+      sparse: Operators whose weights are to be stored sparsely.
+      notes: What to say of it.
+    """
+
+    model: TfliteModel = field(repr=False)
+    layers: Mapping[OpId, Layer]
+    sparse: tuple[OpId, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def pruned(self) -> frozenset[OpId]:
+        """The operators that have their zeros on purpose."""
+        return frozenset(op for op, layer in self.layers.items() if layer.sparsity is not None)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One layer to prune."""
+
+    op: Op
+    use: WeightUse
+    tensor: Tensor
+    unfolding: Unfolding
+    settings: Sparsify
+    rule: Rule
+    reason: str
+
+    @property
+    def weight(self) -> Weight:
+        assert self.tensor.weight is not None
+        return self.tensor.weight
+
+    @property
+    def key(self) -> Any:
+        """What layers share that share their weights."""
+        return self.tensor.id if self.weight.origin is None else (self.weight.origin, self.weight.shape)
+
+
+def prune(
+    model: TfliteModel,
+    graph: Graph,
+    recipe: Recipe,
+    given: Sequence[Feed] | None,
+    progress: Callable[[int], None] | None = None,
+) -> Pruned:
+    """Prunes what the recipe's `sparsify` stages select, one layer behind the other.
+
+    Args:
+      model: A float model; it is not changed.
+      graph: Its graph.
+      recipe: Whose rules prune.
+      given: Samples; without them the smallest weights go.
+      progress: Called with the number of layers done.
+
+    Raises:
+      InputError: No layer can be pruned, with the reasons.
+    """
+    tasks, left = choose(graph, recipe)
+    if not tasks:
+        raise _nothing(model, left)
+    layers = {op: Layer(reason=why) for op, why in left.items()}
+    tasks, spared = _allocated(model, graph, tasks, given)
+    layers |= {op: Layer(reason=why) for op, why in spared.items()}
+    notes = []
+    edits: list[Edit] = []
+    done: dict[Any, tuple[Port, np.ndarray]] = {}
+    asking = [task.op.id for task in tasks]
+    with contextlib.ExitStack() as stack:
+        replay = None
+        if given is not None:
+            replay = stack.enter_context(Replay(model, graph, asking, given, progress=progress))
+        for task in tasks:
+            gram = replay.gram(task.op, task.unfolding, edits, {}, None) if replay is not None else None
+            if replay is not None and gram is None:
+                task = replace(task, reason=f"{task.reason}; no finite sample reaches it: the smallest weights went")
+            edit, layers[task.op.id] = _solve(graph, task, gram, done)
+            edits.append(edit)
+    changed = apply(model, graph, tuple(edits), {})
+    changed.notes, changed.folder = model.notes, model.folder
+    if given is None:
+        notes.append(
+            "no data was given: the smallest weights were pruned and the others left as they are, which costs far more accuracy "
+            "than pruning on data (--data)"
+        )
+    sparse = tuple(task.op.id for task in tasks if task.settings.storage == "sparse")
+    return Pruned(changed, layers, sparse, tuple(notes))
+
+
+def choose(graph: Graph, recipe: Recipe) -> tuple[list[_Task], dict[OpId, str]]:
+    """The layers to prune in the graph's order, and why other layers with weights are not."""
+    tasks: list[_Task] = []
+    left: dict[OpId, str] = {}
+    winners = recipe.winners(graph)
+    for op in graph.ops:
+        rule, why = winners[op.id]
+        if op.constant or op.demands is None or not op.demands.weights:
+            continue
+        if rule is None or rule.prune is None:
+            left[op.id] = why if rule is None else f"{why} does not prune"
+            continue
+        found = _task(graph, op, rule, rule.prune, why)
+        if isinstance(found, str):
+            left[op.id] = found
+        else:
+            tasks.append(found)
+    return tasks, left
+
+
+def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Task | str:
+    """What to do with one operator, or why nothing."""
+    weights = list(graph.weights_of(op))
+    if op.kind == "depthwise_conv2d":
+        return "depthwise: each output has so few weights that none can stand in for another"
+    if op.kind not in KINDS:
+        return f"no pruning known for {op.native}"
+    if len(weights) != 1 or weights[0][1].weight is None:
+        return "its weights are computed at run time"
+    use, tensor = weights[0]
+    weight = tensor.weight
+    assert weight is not None
+    if weight.stored in _INTEGER or weight.dtype != "float32":
+        return f"its weights are {weight.stored}: prune the float model, then quantize"
+    unfolding = Unfolding.of(graph, op, use)
+    if unfolding is None:
+        return f"the layout of its weights is not known ({'x'.join(map(str, weight.shape))})"
+    pattern, reason = settings.pattern, why
+    if settings.target:
+        shape = (unfolding.groups * unfolding.rows, *weight.shape[1:]) if op.kind != "matmul" else _turned(unfolding)
+        positions = prod(max(1, d) for d in graph.tensors[op.outputs[0]].shape[:-1])
+        found, reason = sparse_choice(settings.target, op, shape, positions, _dtype(rule))
+        if found is None:
+            return reason
+        pattern = pattern or found
+    pattern = pattern or UNSTRUCTURED
+    return _Task(op, use, tensor, unfolding, replace(settings, pattern=pattern), rule, reason)
+
+
+def _turned(unfolding: Unfolding) -> tuple[int, ...]:
+    return unfolding.rows, prod(unfolding.shape) // (unfolding.rows * unfolding.groups)
+
+
+def _dtype(rule: Rule) -> str:
+    """The type in which the weights will be multiplied."""
+    if rule.apply is None or rule.apply.weights not in ("int8", "int4") or rule.apply.activations == "float":
+        return "float32"
+    return "int8" if rule.apply.static else "dynamic-int8"
+
+
+def _allocated(
+    model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequence[Feed] | None
+) -> tuple[list[_Task], dict[OpId, str]]:
+    """The tasks with each layer's own share of zeros, and the layers that are better left alone.
+
+    Layers that one rule selects are a group. Their curves are measured in the float model: what is pruned before a layer moves
+    its curve much less than its own zeros do.
+    """
+    groups: dict[int, list[_Task]] = {}
+    for task in tasks:
+        if task.settings.allocation == "error" and Pattern.parse(task.settings.pattern).sparsity is None:
+            groups.setdefault(id(task.rule), []).append(task)
+    asking = [task.op.id for group in groups.values() for task in group if len(group) > 1]
+    if not asking:
+        return tasks, {}
+    if given is None:
+        raise InputError(
+            "cannot share zeros out by error", where="sparsify.allocation", expected="data", got="none",
+            todo="Give samples with --data, or take allocation uniform",
+        )  # fmt: skip
+    curves: dict[OpId, np.ndarray] = {}
+    with Replay(model, graph, asking, given) as replay:
+        for task in (t for t in tasks if t.op.id in asking):
+            gram = replay.gram(task.op, task.unfolding, (), {}, None)
+            if gram is not None:
+                gram = gram.centered() if _corrects(graph, task) else gram
+                curves[task.op.id] = task.settings.curve(np.asarray(task.weight.read(), np.float32), gram, SHARES)
+                task.weight.release()
+    shares: dict[OpId, float] = {}
+    for group in groups.values():
+        known = [task for task in group if task.op.id in curves]
+        if len(known) > 1:
+            sizes, errors = [task.weight.size for task in known], np.stack([curves[task.op.id] for task in known])
+            share = known[0].settings.share
+            found = (
+                allocate(sizes, np.array(SHARES), errors, share) if share < SHARES[-1] else np.full(len(known), share)
+            )
+            shares |= {task.op.id: float(part) for task, part in zip(known, found, strict=True)}
+    left = {op: "zeros cost less in other layers" for op, share in shares.items() if share < LEAST}
+    return [
+        replace(task, settings=replace(task.settings, sparsity=shares.get(task.op.id, task.settings.sparsity)))
+        for task in tasks
+        if task.op.id not in left
+    ], left
+
+
+def _solve(
+    graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, tuple[Port, np.ndarray]]
+) -> tuple[Edit, Layer]:
+    """The edit of one layer, and what to say of it. Layers that share weights share what the first one made of them."""
+    op, weight, bias = task.op, task.weight, _bias(graph, task)
+    before = np.asarray(weight.read(), np.float32)
+    corrected = gram is not None and _corrects(graph, task)
+    if gram is not None and corrected:
+        gram = gram.centered()
+    if task.key not in done:
+        context = Context(op.name, task.use.axis, gram=gram, unfolding=task.unfolding)
+        try:
+            encoded = task.settings.encode(before, context)
+        except InputError as error:
+            raise InputError(str(error).rstrip("."), where=f"layer {op.name}") from error
+        half = "float16" in weight.stored
+        stored = Encoded(encoded.values.astype(np.float16), "float16", None) if half else encoded
+        done[task.key] = Port(None, stored, unpack=half), task.settings.decode(stored).astype(np.float32)
+    port, after = done[task.key]
+    inputs = {task.use.input: port}
+    if gram is not None and bias is not None and corrected and task.use.bias is not None:
+        shifted = (bias + gram.shift(before, after).reshape(bias.shape)).astype(np.float32)
+        inputs[task.use.bias] = Port(None, Encoded(shifted, "float32", None))
+    error = None
+    if gram is not None:
+        meant = gram.retarget(before, task.settings.damping)
+        power = float(gram.loss(meant).sum())
+        error = float(np.sqrt(gram.loss(meant - after).sum() / power)) if power > 0 else 0.0
+    weight.release()
+    layer = Layer(1 - float(np.count_nonzero(after)) / max(1, after.size), task.settings.pattern, error, task.reason)
+    return Edit(op.id, "float", op.version, inputs), layer
+
+
+def _corrects(graph: Graph, task: _Task) -> bool:
+    """True where the bias takes up what pruning shifts in the mean."""
+    return task.settings.bias_correction and _bias(graph, task) is not None
+
+
+def _bias(graph: Graph, task: _Task) -> np.ndarray | None:
+    """The constant bias that a correction can go into."""
+    index = task.use.bias
+    tensor = task.op.inputs[index] if index is not None and index < len(task.op.inputs) else None
+    weight = graph.tensors[tensor].weight if tensor is not None else None
+    if weight is None or weight.dtype != "float32" or task.use.axis is None:
+        return None
+    return np.asarray(weight.read(), np.float32)
+
+
+def _nothing(model: TfliteModel, left: Mapping[OpId, str]) -> InputError:
+    """Why no layer was pruned."""
+    reasons = Counter(left.values())
+    said = "; ".join(f"{why} ({count} layer{'s' if count > 1 else ''})" for why, count in reasons.most_common(4))
+    integer = sum(count for why, count in reasons.items() if "prune the float model" in why)
+    if integer and integer == max(reasons.values()):
+        return InputError(
+            "cannot prune a quantized model", where=model.path, expected="float weights", got=said,
+            todo="Prune the float model and quantize it in one go: a recipe with apply: [{sparsify: ...}, {quantize: ...}]",
+        )  # fmt: skip
+    return InputError("no layer can be pruned", where=model.path, got=said or "no layer with weights")
