@@ -6,6 +6,7 @@ from paring.measure.bench import bench
 from paring.measure.compare import compare
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
+from paring.sparsify import sparsify
 from paring.tuning import Tuned, tune
 
 __version__ = "0.1.0"
@@ -23,5 +24,6 @@ __all__ = [
     "compare",
     "load",
     "optimize",
+    "sparsify",
     "tune",
 ]

@@ -20,6 +20,7 @@ from paring.formats import load
 from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
+from paring.formats.tflite.sparse import store_sparse
 from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
@@ -30,9 +31,10 @@ from paring.pruning import Pruned, prune
 from paring.recipe import Recipe
 from paring.replay import Replay
 from paring.solve import Solution, requests, solve
-from paring.verify import PATHS, Verification, verify
+from paring.verify import PATH_NAMES, PATHS, Verification, alike, verify
 
 VERSION = "0.1.0"
+SAME = 1e-5  # relative: the same numbers, summed in another order
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def optimize(
         clock.mark("equalize")
     asked = data is not None or image_range is not None
     given = feeds(model, data, image_range=image_range, limit=limit) if asked else None
-    sparse = Pruned(model, {})
+    sparse, stored = Pruned(model, {}), tuple[str, ...]()
     if chosen.prunes:
         sparse = prune(model, graph, chosen, given, progress)
         model = sparse.model
@@ -136,6 +138,9 @@ def optimize(
         made, solution = _reachable(made, strict, lambda made: _on_data(model, graph, made, found, given, progress))
     clock.mark("encode")
     changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model), _floors(made))
+    if sparse.sparse:
+        changed, stored = _stored_sparsely(changed, graph, sparse, _floors(made), given or feeds(model, None), verified)
+        clock.mark("store")
     verification = None
     part = target.with_name(f".{target.name}.{os.getpid()}.part") if target is not None else None
     try:
@@ -170,6 +175,7 @@ def optimize(
         notes=(
             *evened,
             *sparse.notes,
+            *stored,
             *_notes(model, made, found, given, data),
             *_still_float(graph, chosen, solution),
             *((*verification.notes, *fitted(made)) if verification is not None else ()),
@@ -284,6 +290,31 @@ def _on_data(
         raise InputError(f"rounding {rounding} needs data", todo="Give samples with --data, or take --rounding nearest")
     with Replay(model, graph, made.asking, given, progress=progress) as replay:
         return solve(made, found, replay)
+
+
+def _stored_sparsely(
+    dense: TfliteModel, graph: Graph, sparse: Pruned, floors: list[str], given: list[Feed], verified: bool
+) -> tuple[TfliteModel, tuple[str, ...]]:
+    """The model with pruned weights stored without their zeros, and what to say of it.
+
+    Raises:
+      BoundError: A runtime path does not give the dense model's outputs.
+    """
+    weights = []
+    for op in (op for op in graph.ops if op.id in sparse.sparse):
+        number, result = op.outputs[0][0], dense.places[op.outputs[0][0]][op.outputs[0][1]]
+        operator = next(o for o in dense.subgraphs[number].operators if result in o.outputs)
+        weights += [(number, int(operator.inputs[use.input])) for use, _ in graph.weights_of(op)]
+    changed, count = store_sparse(dense, weights, floors)
+    for path, difference in alike(dense, changed, given).items() if verified and count else ():
+        if isinstance(difference, str) or not difference <= SAME:
+            raise BoundError(
+                "sparse weights are not read rightly", where=PATH_NAMES[path], expected="the outputs of the dense file",
+                got=difference if isinstance(difference, str) else f"a relative difference of {difference:.3g}",
+                todo="Nothing was written; take storage dense",
+            )  # fmt: skip
+    rest = len(sparse.sparse) - count
+    return changed, (f"{rest} layers have too few zeros to be smaller without them: stored dense",) if rest else ()
 
 
 def _record(recipe: Recipe, model: TfliteModel) -> dict[str, Any]:

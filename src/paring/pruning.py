@@ -16,7 +16,7 @@ from paring.compress.base import Context, Encoded
 from paring.compress.gram import Gram
 from paring.compress.pattern import UNSTRUCTURED, Pattern
 from paring.compress.sparsify import Sparsify
-from paring.compress.unfold import Unfolding
+from paring.compress.unfold import KINDS, Unfolding
 from paring.data import Feed
 from paring.edits import Edit, Port
 from paring.errors import InputError
@@ -27,7 +27,6 @@ from paring.recipe import Recipe, Rule
 from paring.replay import Replay
 from paring.targets import sparse_choice
 
-KINDS = ("dense", "conv2d", "conv2d_transpose", "matmul")
 SHARES = (0.0, 0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)  # at which the error of a layer is measured
 LEAST = 0.01  # share of zeros that is worth a layer's rounding
 _INTEGER = ("int8", "uint8", "int16", "int4")
@@ -56,7 +55,7 @@ class Pruned:
 
     Attributes:
       model: With the zeros in place, float.
-      layers: By operator, for all that a rule wanted pruned.
+      layers: By operator of this model, for all with weights.
       sparse: Operators whose weights are to be stored sparsely.
       notes: What to say of it.
     """
@@ -83,6 +82,7 @@ class _Task:
     settings: Sparsify
     rule: Rule
     reason: str
+    mends: bool = False  # not pruned, but fitted to what pruned layers before it make
 
     @property
     def weight(self) -> Weight:
@@ -115,11 +115,10 @@ def prune(
       InputError: No layer can be pruned, with the reasons.
     """
     tasks, left = choose(graph, recipe)
-    if not tasks:
-        raise _nothing(model, left)
-    layers = {op: Layer(reason=why) for op, why in left.items()}
-    tasks, spared = _allocated(model, graph, tasks, given)
-    layers |= {op: Layer(reason=why) for op, why in spared.items()}
+    layers = {op: Layer(reason=why) for op, why in (left | {t.op.id: t.reason for t in tasks if t.mends}).items()}
+    if all(task.mends for task in tasks):
+        raise _nothing(model, layers)
+    tasks = [task for task in _allocated(model, graph, tasks, given) if given is not None or not task.mends]
     notes = []
     edits: list[Edit] = []
     done: dict[Any, tuple[Port, np.ndarray]] = {}
@@ -129,7 +128,11 @@ def prune(
         if given is not None:
             replay = stack.enter_context(Replay(model, graph, asking, given, progress=progress))
         for task in tasks:
+            if task.mends and not edits:
+                continue  # nothing before it has changed
             gram = replay.gram(task.op, task.unfolding, edits, {}, None) if replay is not None else None
+            if task.mends and gram is None:
+                continue
             if replay is not None and gram is None:
                 task = replace(task, reason=f"{task.reason}; no finite sample reaches it: the smallest weights went")
             edit, layers[task.op.id] = _solve(graph, task, gram, done)
@@ -138,15 +141,28 @@ def prune(
     changed.notes, changed.folder = model.notes, model.folder
     if given is None:
         notes.append(
-            "no data was given: the smallest weights were pruned and the others left as they are, which costs far more accuracy "
-            "than pruning on data (--data)"
+            "no data was given: the smallest weights were pruned and the others left as they are, which costs far more "
+            "accuracy than pruning on data (--data)"
         )
-    sparse = tuple(task.op.id for task in tasks if task.settings.storage == "sparse")
-    return Pruned(changed, layers, sparse, tuple(notes))
+    now = _moved(changed, graph)
+    sparse = tuple(now[t.op.id] for t in tasks if t.settings.storage == "sparse" and not t.mends)
+    return Pruned(changed, {now[op]: layer for op, layer in layers.items()}, sparse, tuple(notes))
+
+
+def _moved(changed: TfliteModel, graph: Graph) -> dict[OpId, OpId]:
+    """Where operators of the graph are in the changed model, in which constants are unpacked at other places."""
+    makers = {
+        (number, int(tensor)): position
+        for number, subgraph in enumerate(changed.subgraphs)
+        for position, operator in enumerate(subgraph.operators or ())
+        for tensor in operator.outputs
+    }
+    kept = [(op, op.outputs[0]) for op in graph.ops if op.outputs and op.outputs[0][1] in changed.places[op.id[0]]]
+    return {op.id: (n, makers[n, changed.places[n][tensor]]) for op, (n, tensor) in kept}
 
 
 def choose(graph: Graph, recipe: Recipe) -> tuple[list[_Task], dict[OpId, str]]:
-    """The layers to prune in the graph's order, and why other layers with weights are not."""
+    """The layers to prune or to mend in the graph's order, and why other layers with weights are neither."""
     tasks: list[_Task] = []
     left: dict[OpId, str] = {}
     winners = recipe.winners(graph)
@@ -162,14 +178,15 @@ def choose(graph: Graph, recipe: Recipe) -> tuple[list[_Task], dict[OpId, str]]:
             left[op.id] = found
         else:
             tasks.append(found)
-    return tasks, left
+    shared = Counter(task.key for task in tasks)
+    for task in (t for t in tasks if t.mends and (shared[t.key] > 1 or not t.settings.mend)):
+        left[task.op.id] = task.reason
+    return [task for task in tasks if task.op.id not in left], left
 
 
 def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Task | str:
     """What to do with one operator, or why nothing."""
     weights = list(graph.weights_of(op))
-    if op.kind == "depthwise_conv2d":
-        return "depthwise: each output has so few weights that none can stand in for another"
     if op.kind not in KINDS:
         return f"no pruning known for {op.native}"
     if len(weights) != 1 or weights[0][1].weight is None:
@@ -182,16 +199,19 @@ def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Ta
     unfolding = Unfolding.of(graph, op, use)
     if unfolding is None:
         return f"the layout of its weights is not known ({'x'.join(map(str, weight.shape))})"
-    pattern, reason = settings.pattern, why
+    pattern, reason = settings.pattern or UNSTRUCTURED, why
+    task = _Task(op, use, tensor, unfolding, replace(settings, pattern=pattern), rule, reason)
+    if op.kind == "depthwise_conv2d":
+        why = "depthwise: each output has so few weights that none can stand in for another"
+        return replace(task, reason=why, mends=True)
     if settings.target:
         shape = (unfolding.groups * unfolding.rows, *weight.shape[1:]) if op.kind != "matmul" else _turned(unfolding)
         positions = prod(max(1, d) for d in graph.tensors[op.outputs[0]].shape[:-1])
         found, reason = sparse_choice(settings.target, op, shape, positions, _dtype(rule))
         if found is None:
-            return reason
-        pattern = pattern or found
-    pattern = pattern or UNSTRUCTURED
-    return _Task(op, use, tensor, unfolding, replace(settings, pattern=pattern), rule, reason)
+            return replace(task, reason=reason, mends=True)
+        pattern = settings.pattern or found
+    return replace(task, settings=replace(settings, pattern=pattern), reason=reason)
 
 
 def _turned(unfolding: Unfolding) -> tuple[int, ...]:
@@ -205,21 +225,19 @@ def _dtype(rule: Rule) -> str:
     return "int8" if rule.apply.static else "dynamic-int8"
 
 
-def _allocated(
-    model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequence[Feed] | None
-) -> tuple[list[_Task], dict[OpId, str]]:
-    """The tasks with each layer's own share of zeros, and the layers that are better left alone.
+def _allocated(model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequence[Feed] | None) -> list[_Task]:
+    """The tasks with each layer's own share of zeros; a layer that is better not pruned is mended.
 
     Layers that one rule selects are a group. Their curves are measured in the float model: what is pruned before a layer moves
     its curve much less than its own zeros do.
     """
     groups: dict[int, list[_Task]] = {}
-    for task in tasks:
+    for task in (t for t in tasks if not t.mends):
         if task.settings.allocation == "error" and Pattern.parse(task.settings.pattern).sparsity is None:
             groups.setdefault(id(task.rule), []).append(task)
     asking = [task.op.id for group in groups.values() for task in group if len(group) > 1]
     if not asking:
-        return tasks, {}
+        return tasks
     if given is None:
         raise InputError(
             "cannot share zeros out by error", where="sparsify.allocation", expected="data", got="none",
@@ -239,16 +257,17 @@ def _allocated(
         if len(known) > 1:
             sizes, errors = [task.weight.size for task in known], np.stack([curves[task.op.id] for task in known])
             share = known[0].settings.share
-            found = (
-                allocate(sizes, np.array(SHARES), errors, share) if share < SHARES[-1] else np.full(len(known), share)
-            )
-            shares |= {task.op.id: float(part) for task, part in zip(known, found, strict=True)}
-    left = {op: "zeros cost less in other layers" for op, share in shares.items() if share < LEAST}
-    return [
-        replace(task, settings=replace(task.settings, sparsity=shares.get(task.op.id, task.settings.sparsity)))
-        for task in tasks
-        if task.op.id not in left
-    ], left
+            parts = allocate(sizes, np.array(SHARES), errors, share) if share < SHARES[-1] else [share] * len(known)
+            shares |= {task.op.id: float(part) for task, part in zip(known, parts, strict=True)}
+    found = []
+    for task in tasks:
+        own = shares.get(task.op.id)
+        if own is not None and own < LEAST:
+            task = replace(task, reason="zeros cost less in other layers", mends=True)
+        elif own is not None:
+            task = replace(task, settings=replace(task.settings, sparsity=own))
+        found.append(task)
+    return found
 
 
 def _solve(
@@ -263,7 +282,8 @@ def _solve(
     if task.key not in done:
         context = Context(op.name, task.use.axis, gram=gram, unfolding=task.unfolding)
         try:
-            encoded = task.settings.encode(before, context)
+            mended = gram if task.mends else None
+            encoded = task.settings.encode(before, context) if mended is None else task.settings.mended(before, mended)
         except InputError as error:
             raise InputError(str(error).rstrip("."), where=f"layer {op.name}") from error
         half = "float16" in weight.stored
@@ -274,13 +294,15 @@ def _solve(
     if gram is not None and bias is not None and corrected and task.use.bias is not None:
         shifted = (bias + gram.shift(before, after).reshape(bias.shape)).astype(np.float32)
         inputs[task.use.bias] = Port(None, Encoded(shifted, "float32", None))
-    error = None
+    lost = None
     if gram is not None:
         meant = gram.retarget(before, task.settings.damping)
         power = float(gram.loss(meant).sum())
-        error = float(np.sqrt(gram.loss(meant - after).sum() / power)) if power > 0 else 0.0
+        lost = float(np.sqrt(gram.loss(meant - after).sum() / power)) if power > 0 else 0.0
     weight.release()
-    layer = Layer(1 - float(np.count_nonzero(after)) / max(1, after.size), task.settings.pattern, error, task.reason)
+    if task.mends:
+        return Edit(op.id, "float", op.version, inputs), Layer(reason=f"{task.reason}; fitted to what it reads now")
+    layer = Layer(1 - float(np.count_nonzero(after)) / max(1, after.size), task.settings.pattern, lost, task.reason)
     return Edit(op.id, "float", op.version, inputs), layer
 
 
@@ -299,9 +321,9 @@ def _bias(graph: Graph, task: _Task) -> np.ndarray | None:
     return np.asarray(weight.read(), np.float32)
 
 
-def _nothing(model: TfliteModel, left: Mapping[OpId, str]) -> InputError:
+def _nothing(model: TfliteModel, layers: Mapping[OpId, Layer]) -> InputError:
     """Why no layer was pruned."""
-    reasons = Counter(left.values())
+    reasons = Counter(layer.reason for layer in layers.values())
     said = "; ".join(f"{why} ({count} layer{'s' if count > 1 else ''})" for why, count in reasons.most_common(4))
     integer = sum(count for why, count in reasons.items() if "prune the float model" in why)
     if integer and integer == max(reasons.values()):

@@ -243,7 +243,7 @@ class Recipe:
         Raises:
           InputError: A rule, a `skip` or an `only` pattern matches no operator and is not optional.
         """
-        return {op: (rule and rule.apply, why) for op, (rule, why) in self.winners(graph).items()}
+        return {op: (rule.apply if rule is not None else None, why) for op, (rule, why) in self.winners(graph).items()}
 
     def winners(self, graph: Graph) -> dict[OpId, tuple[Rule | None, str]]:
         """The rule that each operator follows, None for float, with the reason.

@@ -25,7 +25,7 @@ def inspect(
 ) -> None:
     """Show every operator of a model: shapes, type, parameters, bytes, multiply-adds, zeros."""
     opened = load(model)
-    graph = view(opened)
+    graph = view(opened, densify=True)
     rows = [_row(graph, op, zeros) for op in graph.ops]
     if as_json:
         facts = {"model": model, "bytes": len(opened.data), "signatures": list(entries(opened)), "operators": rows}
@@ -42,7 +42,10 @@ def inspect(
         )  # fmt: skip
     out = console()
     out.print(table)
-    total = {k: sum(row[k] for row in rows) for k in ("parameters", "macs")}
+    own = [
+        row for op, row in zip(graph.ops, rows, strict=True) if not op.constant
+    ]  # others only unpack what these read
+    total = {k: sum(row[k] for row in own) for k in ("parameters", "macs")}
     out.print(
         f"{len(rows)} operators in {len(opened.subgraphs)} subgraphs, {size(len(opened.data))}, "
         f"{total['parameters']:,} parameters, {total['macs']:,} multiply-adds"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def allocate(sizes: Sequence[int], shares: np.ndarray, errors: np.ndarray, share
             while len(points) > 1 and _slope(shares, curve, points[-1], new) <= _slope(shares, curve, *points[-2:]):
                 points.pop()
             points.append(new)
-        for a, b in zip(points, points[1:], strict=False):
+        for a, b in pairwise(points):
             pieces.append((_slope(shares, curve, a, b) / size, layer, size * (shares[b] - shares[a])))
     zeros, left = np.zeros(len(sizes)), share * sum(sizes)
     for _, layer, count in sorted(pieces):

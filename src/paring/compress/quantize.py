@@ -142,16 +142,16 @@ class Quantize:
             if ((codes >= -top) & (codes < top)).all():
                 return Encoded(codes.astype(np.int8), form.dtype, kept)
         gram = context.gram if self.sequential else None
-        kept = None
+        left = None
         if gram is not None:
             zeros = weight == 0
-            kept = gram.unfolding.matrix(~zeros) if context.pruned or zeros.mean() >= PROMISE else None
-            weight = gram.retarget(weight, self.damping, kept)
+            left = gram.unfolding.matrix(~zeros) if context.pruned or zeros.mean() >= PROMISE else None
+            weight = gram.retarget(weight, self.damping, left)
         found = self._encode_blocks(weight, context) if self.granularity == "block" else self._nearest(weight, context)
-        return found if gram is None else self._round(weight, gram, kept, found)
+        return found if gram is None else self._round(weight, gram, left, found)
 
-    def _round(self, weight: np.ndarray, gram: Gram, kept: np.ndarray | None, nearest: Encoded) -> Encoded:
-        """The codes of `rounding` on the grid of the nearest ones, 0 where not `kept`."""
+    def _round(self, weight: np.ndarray, gram: Gram, left: np.ndarray | None, nearest: Encoded) -> Encoded:
+        """The codes of `rounding` on the grid of the nearest ones, 0 where nothing is `left`."""
         assert nearest.grid is not None
         form, unit = FORMS[self.weights], replace(nearest.grid, zero_point=np.zeros_like(nearest.grid.zero_point))
         matrix, second = gram.unfolding.matrix, gram.damped(self.damping)
@@ -161,11 +161,11 @@ class Quantize:
             options: dict[str, Any] = {"act_order": self.act_order, "iterations": self.iterations}
             return ROUNDERS[self.rounding](values, second, steps, form.low, form.high, **options)
 
-        if kept is None:
+        if left is None:
             codes = rounded(values, second, steps)
         else:
             codes = np.zeros(values.shape, np.int8)
-            for part in supports(kept):
+            for part in supports(left):
                 own = part.take(steps, np.nan)
                 own = np.where(np.isnan(own), np.nanmean(own, axis=-1, keepdims=True), own)
                 part.put(rounded(part.take(values), part.second(second), own), codes)

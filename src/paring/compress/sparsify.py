@@ -40,11 +40,12 @@ class Sparsify:
       pattern: `unstructured`, blocks of outputs x inputs (`4x1`, `16x1`, `16x4`, ...) or N of M inputs (`2:4`). Empty: what
         the target gains most from, `unstructured` without a target.
       target: The runtime that has to gain; layers from which it would not gain are left alone. Empty: all layers.
-      storage: `dense`, which every runtime reads, or `sparse`: zeros take no room in the file, only where runtimes read it right.
+      storage: `dense`, which every runtime reads, or `sparse`: zeros take no room in the file; only where that is read right.
       allocation: `uniform`: each layer gets the same share of zeros. `error` (needs data): layers that one rule selects share
         the zeros so that the sum of their relative output errors is least.
       damping: Share of the mean second moment that is added to each input's.
       bias_correction: Shift the bias so that the mean output is that of the dense weights (needs data).
+      mend: Layers that the rule selects but that are not pruned are fitted to what they read behind pruned ones (needs data).
 
     >>> s = Sparsify(0.5, "2x1")
     >>> w = np.array([[0.1, 0.4], [0.2, -0.5]], np.float32)
@@ -59,6 +60,7 @@ class Sparsify:
     allocation: str = "uniform"
     damping: float = 0.01
     bias_correction: bool = True
+    mend: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -81,9 +83,10 @@ class Sparsify:
         if type(self.damping) not in (int, float) or not 0 < self.damping <= 1:
             expected, got = "above 0, at most 1", repr(self.damping)
             raise InputError("bad setting", where="sparsify.damping", expected=expected, got=got)
-        if not isinstance(self.bias_correction, bool):
-            expected, got = "true or false", repr(self.bias_correction)
-            raise InputError("bad setting", where="sparsify.bias_correction", expected=expected, got=got)
+        for name in ("bias_correction", "mend"):
+            if not isinstance(getattr(self, name), bool):
+                got = repr(getattr(self, name))
+                raise InputError("bad setting", where=f"sparsify.{name}", expected="true or false", got=got)
 
     @property
     def share(self) -> float:
@@ -115,6 +118,11 @@ class Sparsify:
             found = fit(wanted, second, search(wanted, basis(second), choose, _steps(second)))
         return Encoded(np.asarray(layout.tensor(found), np.float32), "float32", None)
 
+    def mended(self, weight: np.ndarray, gram: Gram) -> Encoded:
+        """The weights, none of them pruned, that give the float model's outputs from what is read behind pruned layers."""
+        left = gram.unfolding.matrix(weight != 0) if np.mean(weight == 0) >= PROMISE else None
+        return Encoded(gram.retarget(weight, self.damping, left), "float32", None)
+
     def curve(self, weight: np.ndarray, gram: Gram, shares: Sequence[float]) -> np.ndarray:
         """The output error that each share of zeros would cost, relative to the output's power, float [shares]."""
         layout = gram.unfolding
@@ -132,7 +140,7 @@ class Sparsify:
     def _chooser(self, weight: np.ndarray, layout: Unfolding, share: float) -> Choose:
         """From scores [groups * parts, rows, inputs] to which weights stay."""
         pattern, zeros = Pattern.parse(self.pattern or UNSTRUCTURED), weight == 0
-        alive = layout.taps(layout.matrix(~zeros if zeros.mean() >= PROMISE else np.True_))
+        alive = layout.taps(layout.matrix(~zeros if zeros.mean() >= PROMISE else np.ones_like(zeros)))
         return lambda score: layout.untaps(pattern.kept(layout.taps(score), alive, share))
 
     def decode(self, encoded: Encoded) -> np.ndarray:
