@@ -62,9 +62,11 @@ def store_sparse(
 
 
 def encode(values: np.ndarray) -> tuple[Table, np.ndarray]:
-    """Compressed rows over the last dimension -> the description, and the values that are not zero."""
+    """Compressed rows over the last dimension -> the description, and the values that are not zero (one at least)."""
     rows = values.reshape(-1, values.shape[-1])
     kept = rows != 0
+    if not kept.any():
+        kept.flat[0] = True  # a buffer without bytes would be no constant
     levels = [Table("DimensionMetadata", format=_DENSE, dense_size=extent) for extent in values.shape[:-1]]
     segments = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
     last = Table("DimensionMetadata", format=_CSR)
