@@ -352,7 +352,7 @@ def _apply(data: Any, where: str) -> dict[str, Any]:
     for stage in stages:
         if not isinstance(stage, Mapping) or len(stage) != 1:
             raise InputError(
-                f"bad `apply` in {where}", expected="`float`, `{quantize: {...}}`, `{sparsify: {...}}` or a list of both",
+                f"bad `apply` in {where}", expected="`float` or `{quantize: {...}}`, `{sparsify: {...}}` or a list of both",
                 got=repr(stage),
             )  # fmt: skip
         (name, settings), *_ = stage.items()
