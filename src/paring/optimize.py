@@ -90,7 +90,8 @@ def optimize(
       limit: At most so many samples.
       image_range: For a folder of images and a float input: the values of pixels 0 and 255.
       kernels: Kernels to calibrate on: `xnnpack`, or `builtin` for those that TensorFlow's converter calibrates on.
-      progress: Called with the number of samples calibrated on; then, from 1 again, with that of layers rounded by data.
+      progress: Called with the number of layers pruned; then, from 1 again, with that of samples calibrated on and, again,
+        of layers rounded by data.
 
     Raises:
       InputError: Bad model, recipe, data or output path; exit code 2.

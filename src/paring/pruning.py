@@ -118,7 +118,9 @@ def prune(
     layers = {op: Layer(reason=why) for op, why in (left | {t.op.id: t.reason for t in tasks if t.mends}).items()}
     if all(task.mends for task in tasks):
         raise _nothing(model, layers)
-    tasks = [task for task in _allocated(model, graph, tasks, given) if given is not None or not task.mends]
+    tasks = _allocated(model, graph, tasks, given)
+    layers |= {task.op.id: Layer(reason=task.reason) for task in tasks}
+    tasks = [task for task in tasks if not task.mends or (given is not None and task.key not in _shared(tasks))]
     notes = []
     edits: list[Edit] = []
     done: dict[Any, tuple[Port, np.ndarray]] = {}
@@ -178,10 +180,14 @@ def choose(graph: Graph, recipe: Recipe) -> tuple[list[_Task], dict[OpId, str]]:
             left[op.id] = found
         else:
             tasks.append(found)
-    shared = Counter(task.key for task in tasks)
-    for task in (t for t in tasks if t.mends and (shared[t.key] > 1 or not t.settings.mend)):
+    for task in (t for t in tasks if t.mends and not t.settings.mend):
         left[task.op.id] = task.reason
     return [task for task in tasks if task.op.id not in left], left
+
+
+def _shared(tasks: list[_Task]) -> set[Any]:
+    """The weights that several layers read: what one of them makes of them the others get, too."""
+    return {key for key, count in Counter(task.key for task in tasks).items() if count > 1}
 
 
 def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Task | str:
@@ -232,7 +238,8 @@ def _allocated(model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequ
     its curve much less than its own zeros do.
     """
     groups: dict[int, list[_Task]] = {}
-    for task in (t for t in tasks if not t.mends):
+    first: dict[Any, _Task] = {}
+    for task in (t for t in tasks if not t.mends and first.setdefault(t.key, t) is t):
         if task.settings.allocation == "error" and Pattern.parse(task.settings.pattern).sparsity is None:
             groups.setdefault(id(task.rule), []).append(task)
     asking = [task.op.id for group in groups.values() for task in group if len(group) > 1]
@@ -261,7 +268,7 @@ def _allocated(model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequ
             shares |= {task.op.id: float(part) for task, part in zip(known, parts, strict=True)}
     found = []
     for task in tasks:
-        own = shares.get(task.op.id)
+        own = shares.get(first[task.key].op.id) if task.key in first and not task.mends else None
         if own is not None and own < LEAST:
             task = replace(task, reason="zeros cost less in other layers", mends=True)
         elif own is not None:
