@@ -72,6 +72,23 @@ def outputs(model: TfliteModel, data: np.ndarray, path: Path) -> np.ndarray:
         return np.concatenate([worker.run("model", [x[None]])[0] for x in data])
 
 
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    """Runs `paring ...` in an empty folder -> (exit code, stdout, stderr)."""
+    from paring.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["paring", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), *capsys.readouterr()
+
+    return run
+
+
 def correlated(inputs: int, rows: int, seed: int, rank: int = 8) -> tuple[np.ndarray, Gram]:
     """Weights of a dense layer and the moments of inputs of about the given rank."""
     rng = np.random.default_rng(seed)
@@ -138,6 +155,12 @@ def test_the_weakest_blocks_go_first_and_each_weight_of_a_small_block_counts_as_
 def test_an_unknown_pattern_is_named_with_the_known_ones(name):
     with pytest.raises(InputError, match=r"unknown sparsity pattern .* expected one of unstructured, 4x1"):
         Pattern.parse(name)
+
+
+def test_a_pattern_that_yaml_read_as_seconds_is_explained():
+    with pytest.raises(InputError, match="needs quotes"):
+        Recipe.parse("rules: [{kind: '*', apply: {sparsify: {pattern: 2:4}}}]")
+    assert Recipe.parse("rules: [{kind: '*', apply: {sparsify: {pattern: '2:4'}}}]").rules[0].prune.share == 0.5
 
 
 @pytest.mark.parametrize(
@@ -518,11 +541,15 @@ def test_a_runtime_that_reads_sparse_weights_wrongly_stops_the_write(monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sparse_float16_model_shows_its_weights_and_can_be_pruned_further(shared, tmp_path):
+def test_a_sparse_float16_model_shows_its_weights_and_can_be_pruned_further(shared, call):
     path = shared / "models" / "face_detection_full_range_sparse.tflite"
     source = weights(load(path))
     zeros = {name: w == 0 for name, w in source.items() if (w == 0).mean() > 0.5}
     assert len(zeros) >= 44
+    _, out, _ = call("inspect", path, "--json")
+    rows = [row for row in json.loads(out)["operators"] if row["kind"] == "conv2d"]
+    assert all(row["parameters"] and row["macs"] for row in rows)
+    assert sum(row["zeros"] > 0.5 for row in rows) >= 44
     said = rules({"sparsify": {"sparsity": 0.8, "storage": "sparse"}}, kind="conv2d", min_size=4000)
     made = optimize(path, said, verified=False)
     found = weights(made.model)
@@ -533,23 +560,6 @@ def test_a_sparse_float16_model_shows_its_weights_and_can_be_pruned_further(shar
 
 
 # -- front doors -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Runs `paring ...` in an empty folder -> (exit code, stdout, stderr)."""
-    from paring.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["paring", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return int(ended.value.code or 0), *capsys.readouterr()
-
-    return run
 
 
 def test_the_command_prunes_writes_and_says_what_and_why(call):

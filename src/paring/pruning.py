@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from math import prod
 from typing import Any
 
@@ -109,7 +110,7 @@ def prune(
       graph: Its graph.
       recipe: Whose rules prune.
       given: Samples; without them the smallest weights go.
-      progress: Called with the number of layers done.
+      progress: Called with the number of looks at layers done: one where shares are the same, else two.
 
     Raises:
       InputError: No layer can be pruned, with the reasons.
@@ -118,7 +119,13 @@ def prune(
     layers = {op: Layer(reason=why) for op, why in (left | {t.op.id: t.reason for t in tasks if t.mends}).items()}
     if all(task.mends for task in tasks):
         raise _nothing(model, layers)
-    tasks = _allocated(model, graph, tasks, given)
+    looks = count(1)
+
+    def step(_: int) -> None:
+        if progress is not None:
+            progress(next(looks))
+
+    tasks = _allocated(model, graph, tasks, given, step)
     layers |= {task.op.id: Layer(reason=task.reason) for task in tasks}
     tasks = [task for task in tasks if not task.mends or (given is not None and task.key not in _shared(tasks))]
     notes = []
@@ -128,7 +135,7 @@ def prune(
     with contextlib.ExitStack() as stack:
         replay = None
         if given is not None:
-            replay = stack.enter_context(Replay(model, graph, asking, given, progress=progress))
+            replay = stack.enter_context(Replay(model, graph, asking, given, progress=step))
         for task in tasks:
             if task.mends and not edits:
                 continue  # nothing before it has changed
@@ -187,7 +194,7 @@ def choose(graph: Graph, recipe: Recipe) -> tuple[list[_Task], dict[OpId, str]]:
 
 def _shared(tasks: list[_Task]) -> set[Any]:
     """The weights that several layers read: what one of them makes of them the others get, too."""
-    return {key for key, count in Counter(task.key for task in tasks).items() if count > 1}
+    return {key for key, users in Counter(task.key for task in tasks).items() if users > 1}
 
 
 def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Task | str:
@@ -231,7 +238,13 @@ def _dtype(rule: Rule) -> str:
     return "int8" if rule.apply.static else "dynamic-int8"
 
 
-def _allocated(model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequence[Feed] | None) -> list[_Task]:
+def _allocated(
+    model: TfliteModel,
+    graph: Graph,
+    tasks: list[_Task],
+    given: Sequence[Feed] | None,
+    step: Callable[[int], None],
+) -> list[_Task]:
     """The tasks with each layer's own share of zeros; a layer that is better not pruned is mended.
 
     Layers that one rule selects are a group. Their curves are measured in the float model: what is pruned before a layer moves
@@ -251,7 +264,7 @@ def _allocated(model: TfliteModel, graph: Graph, tasks: list[_Task], given: Sequ
             todo="Give samples with --data, or take allocation uniform",
         )  # fmt: skip
     curves: dict[OpId, np.ndarray] = {}
-    with Replay(model, graph, asking, given) as replay:
+    with Replay(model, graph, asking, given, progress=step) as replay:
         for task in (t for t in tasks if t.op.id in asking):
             gram = replay.gram(task.op, task.unfolding, (), {}, None)
             if gram is not None:
@@ -331,8 +344,8 @@ def _bias(graph: Graph, task: _Task) -> np.ndarray | None:
 def _nothing(model: TfliteModel, layers: Mapping[OpId, Layer]) -> InputError:
     """Why no layer was pruned."""
     reasons = Counter(layer.reason for layer in layers.values())
-    said = "; ".join(f"{why} ({count} layer{'s' if count > 1 else ''})" for why, count in reasons.most_common(4))
-    integer = sum(count for why, count in reasons.items() if "prune the float model" in why)
+    said = "; ".join(f"{why} ({number} layer{'s' if number > 1 else ''})" for why, number in reasons.most_common(4))
+    integer = sum(number for why, number in reasons.items() if "prune the float model" in why)
     if integer and integer == max(reasons.values()):
         return InputError(
             "cannot prune a quantized model", where=model.path, expected="float weights", got=said,

@@ -50,8 +50,8 @@ def sparsify(
 
     >>> from paring.demo import model_path
     >>> made = sparsify(model_path(), sparsity=0.75, target="", pattern="4x1", verified=False)
-    >>> [row.name.split("/")[0] for row in made.report.rows if row.sparsity]
-    ['stem', 'pointwise1', 'pointwise2', 'classes']
+    >>> [row.kind for row in made.report.rows if row.sparsity]
+    ['conv2d', 'conv2d', 'dense', 'dense']
     """
     return optimize(
         source, recipe(target, sparsity, pattern, storage, allocation or ("uniform" if data is None else "error"), min_size),

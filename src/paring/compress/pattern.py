@@ -47,10 +47,10 @@ class Pattern:
             return cls(first, second)
         if found and found[2] == ":" and 1 <= first < second <= _WIDEST:
             return cls(keep=first, of=second)
-        raise InputError(
-            "unknown sparsity pattern", where=str(name), expected=f"one of {', '.join(USUAL)}",
-            todo="Others have the form OUTPUTSxINPUTS (blocks) or N:M (N of every M inputs kept)",
-        )  # fmt: skip
+        todo = "Others have the form OUTPUTSxINPUTS (blocks) or N:M (N of every M inputs kept)"
+        if isinstance(name, int):
+            todo = "In YAML an N:M pattern needs quotes; without them it is a number of seconds"
+        raise InputError("unknown sparsity pattern", where=str(name), expected=f"one of {', '.join(USUAL)}", todo=todo)
 
     @property
     def sparsity(self) -> float | None:

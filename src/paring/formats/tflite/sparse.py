@@ -33,13 +33,15 @@ def store_sparse(
       weights: Tensors that operators read as weights: constants, or what unpacks a float16 constant.
       floors: Releases that the model needs for other reasons than its operators' versions.
     """
-    draft, count = Draft(model), 0
+    draft, done = Draft(model), set[TensorId]()
     for number, index in dict.fromkeys(weights):
         subgraph = draft.subgraphs[number]
         makers = {int(o): op for op in subgraph.operators or () for o in op.outputs}
         while index in makers:
             index = int(makers[index].inputs[0])
         tensor = subgraph.tensors[index]
+        if (number, index) in done:
+            continue
         weight = constant_weight(model, model.subgraphs[number].tensors[index])
         if weight is None or tensor.sparsity is not None or type_name(tensor) not in ("float32", "float16"):
             continue
@@ -52,13 +54,13 @@ def store_sparse(
         subgraph.tensors[folded].shape = np.array(shape_of(tensor), np.int32)
         tensor.buffer = 0
         subgraph.operators.insert(0, draft.operator("DENSIFY", 1, [folded], [index], Table("DensifyOptions")))
-        count += 1
-    if count:
+        done.add((number, index))
+    if done:
         runtime = oldest_runtime(versions_of(draft.root, model), floors)
         draft.metadata("min_runtime_version", runtime.encode().ljust(16, b"\0") if runtime is not None else b"")
     made = draft.finish()
     made.notes, made.folder = model.notes, model.folder
-    return made, count
+    return made, len(done)
 
 
 def encode(values: np.ndarray) -> tuple[Table, np.ndarray]:
