@@ -26,8 +26,7 @@ def needs(thing: str, reason: str) -> NoReturn:
       thing: A short name without commas, as PARING_REQUIRE spells it: `tensorflow`, `shared`, ...
       reason: What is missing and how to get it.
     """
-    required = {name.strip() for name in os.environ.get("PARING_REQUIRE", "").split(",")}
-    if thing in required:
+    if _required(thing):
         pytest.fail(f"PARING_REQUIRE names {thing}: {reason}", pytrace=False)
     pytest.skip(f"needs {thing}: {reason}")
 
@@ -63,3 +62,35 @@ def litert_quantizer() -> ModuleType:
     return need_module(
         "litert-quantizer", "litert_quantizer", "not installed; `pip install litert-quantizer` on Python 3.11 or later"
     )
+
+
+@pytest.fixture(scope="session")
+def native() -> ModuleType:
+    """`paring.runtime.native`, where there is a library to go with it."""
+    if (reason := _no_library()) is not None:
+        needs("native", reason)
+    return importlib.import_module("paring.runtime.native")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Examples in docstrings take no fixture: those of the native library fail without it where it is required."""
+    examples = ("paring.runtime.native.", "paring.runtime.interpreter.")
+    found = [i for i in items if isinstance(i, pytest.DoctestItem) and i.name.startswith(examples)]
+    if found and not _required("native") and (reason := _no_library()) is not None:
+        for item in found:
+            item.add_marker(pytest.mark.skip(reason=f"needs native: {reason}"))
+
+
+def _no_library() -> str | None:
+    """Why there is no native library."""
+    from paring.runtime import native
+
+    try:
+        native.delegate_path()
+    except native.NativeError as error:
+        return str(error)
+    return None
+
+
+def _required(thing: str) -> bool:
+    return thing in {name.strip() for name in os.environ.get("PARING_REQUIRE", "").split(",")}

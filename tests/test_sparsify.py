@@ -283,6 +283,7 @@ def test_shares_go_where_zeros_cost_least():
     np.testing.assert_allclose(
         found * [300, 100], [70, 50]
     )  # the last zeros of the cheap layer cost more than the dear one's
+    np.testing.assert_allclose(allocate([300, 100], shares[1:], np.stack([dear, cheap])[:, 1:], 0.6), [0.5, 0.9])
     np.testing.assert_allclose(allocate([10, 30], shares, np.stack([cheap, cheap]), 0.9), 0.9)
     dented = allocate([100], shares, np.array([[0.0, 0.5, 0.6]]), 0.2)  # under the hull, not along the curve
     assert dented == pytest.approx(0.2)
@@ -352,6 +353,10 @@ def test_the_target_decides_pattern_and_layers_and_the_others_are_fitted_to_what
     assert np.count_nonzero(weights(made.model)["head"]) == weights(made.model)["head"].size
     own = {"sparsify": {"sparsity": 0.6, "target": "abacus", "pattern": "4x1"}}
     assert {row.pattern for row in optimize(model, rules(own), data, verified=False).report.rows} == {"4x1", ""}
+    paying = ("first", "head")  # kernels look at no layer with too few zeros, so that none gets less than they ask for
+    shared = {"sparsify": {"sparsity": 0.7, "target": "abacus", "allocation": "error"}}
+    shares = [row.sparsity for row in optimize(model, rules(shared), data, verified=False).report.rows if row.sparsity]
+    assert len(shares) == 2 and min(shares) >= pruning.THRESHOLD
 
 
 def test_shares_by_error_meet_the_common_share():

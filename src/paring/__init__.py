@@ -6,6 +6,7 @@ from paring.measure.bench import bench
 from paring.measure.compare import compare
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
+from paring.runtime.native import delegate_path
 from paring.sparsify import sparsify
 from paring.tuning import Tuned, tune
 
@@ -22,6 +23,7 @@ __all__ = [
     "__version__",
     "bench",
     "compare",
+    "delegate_path",
     "load",
     "optimize",
     "sparsify",

@@ -26,9 +26,10 @@ from paring.formats.tflite.model import TfliteModel
 from paring.graph import Graph, Op, OpId, Tensor, Weight, WeightUse
 from paring.recipe import Recipe, Rule
 from paring.replay import Replay
-from paring.targets import sparse_choice
+from paring.targets import THRESHOLD, sparse_choice
 
-SHARES = (0.0, 0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)  # at which the error of a layer is measured
+SHARES = (0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)  # at which the error of a layer is measured
+MARGIN = 0.02  # above the share from which on kernels look at a layer: blocks meet a share only nearly
 LEAST = 0.01  # share of zeros that is worth a layer's rounding
 _INTEGER = ("int8", "uint8", "int16", "int4")
 
@@ -217,6 +218,8 @@ def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Ta
     if op.kind == "depthwise_conv2d":
         why = "depthwise: each output has so few weights that none can stand in for another"
         return replace(task, reason=why, mends=True)
+    if settings.target and unfolding.groups > 1:
+        return replace(task, reason="grouped: its channels do not see each other", mends=True)
     if settings.target:
         shape = (unfolding.groups * unfolding.rows, *weight.shape[1:]) if op.kind != "matmul" else _turned(unfolding)
         positions = prod(max(1, d) for d in graph.tensors[op.outputs[0]].shape[:-1])
@@ -269,15 +272,21 @@ def _allocated(
             gram = replay.gram(task.op, task.unfolding, (), {}, None)
             if gram is not None:
                 gram = gram.centered() if _corrects(graph, task) else gram
-                curves[task.op.id] = task.settings.curve(np.asarray(task.weight.read(), np.float32), gram, SHARES)
+                curves[task.op.id] = task.settings.curve(
+                    np.asarray(task.weight.read(), np.float32), gram, _points(task.settings)
+                )
                 task.weight.release()
     shares: dict[OpId, float] = {}
     for group in groups.values():
         known = [task for task in group if task.op.id in curves]
         if len(known) > 1:
-            sizes, errors = [task.weight.size for task in known], np.stack([curves[task.op.id] for task in known])
             share = known[0].settings.share
-            parts = allocate(sizes, np.array(SHARES), errors, share) if share < SHARES[-1] else [share] * len(known)
+            sizes, errors = [task.weight.size for task in known], np.stack([curves[task.op.id] for task in known])
+            parts = (
+                allocate(sizes, _points(known[0].settings), errors, share)
+                if share < SHARES[-1]
+                else [share] * len(known)
+            )
             shares |= {task.op.id: float(part) for task, part in zip(known, parts, strict=True)}
     found = []
     for task in tasks:
@@ -288,6 +297,12 @@ def _allocated(
             task = replace(task, settings=replace(task.settings, sparsity=own))
         found.append(task)
     return found
+
+
+def _points(settings: Sparsify) -> np.ndarray:
+    """Shares at which a layer's error is measured, from the least that it may get: kernels skip no zeros where they are few."""
+    least = min(settings.share, THRESHOLD + MARGIN) if settings.target else 0.0
+    return np.array([least, *(share for share in SHARES if share > least)])
 
 
 def _solve(

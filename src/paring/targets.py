@@ -1,39 +1,339 @@
-"""What a runtime gains from zeros, by operator, as data."""
+"""What each runtime gains from zeros: by operator, data type and pattern, as data; and how much, as a small model of time.
+
+Only one kind of runtime skips zeros on x86: LiteRT with paring's delegate (`paring.delegate_path`). The others are here
+so that nobody prunes for nothing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+
 from paring.errors import InputError
 from paring.graph import Op
+from paring.layer import Layer, layer_of
+from paring.patterns import UNSTRUCTURED
 
-X86 = ("x86", "x86-avx2", "x86-avx512", "x86-avx512-vnni")
-LEAST = 4096  # weights: below, a layer is done before its zeros are told apart
+KINDS = ("dense", "conv2d", "matmul")
+"""Kinds of operators whose zeros some runtime skips."""
+
+WORTH = 1.15
+"""Predicted speed-up at 90 % zeros below which a layer is not worth pruning."""
+
+NEAR = 0.85
+"""Share of the fastest pattern's speed-up that is good enough for a finer pattern, which costs less accuracy."""
+
+LEAST = 1024
+"""Weights below which a layer is left alone: calling a kernel takes as long as running it."""
+
+THRESHOLD = 0.6
+"""Share of zeros below which the delegate does not look at a layer, unless told otherwise (`sparsity_threshold`)."""
+
+_USUAL = 0.9  # share of zeros at which patterns are compared
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What one sparse kernel reaches on one thread. Cycles are those of the machine that the rates were measured on.
+
+    Attributes:
+      dtype: `float32`, `int8` (activations too) or `dynamic-int8` (float activations).
+      pattern: The zeros that it skips: `16x1` (outputs x inputs) and the like, or `unstructured`.
+      macs: Multiply-adds per cycle on the weights it reads (zeros inside of blocks included), 0 where we have not measured.
+      fixed: Cycles per output element beside these: its share of layout changes, bias, activation, rounding.
+      bandwidth: Bytes of packed weights per cycle that it reads from beyond the L2 cache.
+      bytes: Of one stored weight, with its share of the index.
+      mask: Bytes for every weight, zero or not.
+      start: Cycles to begin.
+      kinds: Of operators.
+      pointwise: Only layers whose kernel is 1x1 with stride 1.
+      positions: Least and most output pixels (or rows) that it is meant for.
+    """
+
+    dtype: str
+    pattern: str
+    macs: float = 0.0
+    fixed: float = 0.0
+    bandwidth: float = 1.0
+    bytes: float = 4.0
+    mask: float = 0.0
+    start: float = 0.0
+    kinds: tuple[str, ...] = KINDS
+    pointwise: bool = False
+    positions: tuple[int, int] = (1, 2**40)
+
+    def serves(self, layer: Layer) -> bool:
+        """Whether it runs such a layer."""
+        low, high = self.positions
+        able = self.dtype == layer.dtype and layer.kind in self.kinds and low <= layer.positions <= high
+        return able and (layer.pointwise or not self.pointwise)
+
+    def cycles(self, layer: Layer, stored: float) -> float:
+        """Cycles of one run where it reads the share `stored` of the weights."""
+        work = layer.results * (layer.depth * stored / self.macs + self.fixed)
+        return self.start + max(work, layer.weights * (stored * self.bytes + self.mask) / self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """What XNNPACK reaches with every weight, in the same cycles.
+
+    Attributes:
+      macs: Multiply-adds per cycle.
+      spatial: The same where the kernel is larger than 1x1.
+      bandwidth: Bytes of weights per cycle from beyond the L2 cache.
+      fixed: Cycles per output element.
+      start: Cycles to begin.
+      bytes: Of one weight.
+    """
+
+    macs: float
+    spatial: float
+    bandwidth: float
+    fixed: float = 0.0
+    start: float = 0.0
+    bytes: float = 4.0
+
+    def cycles(self, layer: Layer) -> float:
+        """Cycles of one run."""
+        work = layer.results * (layer.depth / (self.macs if layer.taps == 1 else self.spatial) + self.fixed)
+        return self.start + max(work, layer.weights * self.bytes / self.bandwidth)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime on a kind of machine.
+
+    Attributes:
+      name: What `--target` takes.
+      summary: What it gains, a sentence.
+      nothing: Why no layer gains; empty where some do.
+      kernels: Its sparse kernels.
+      dense: What they are compared with, by dtype.
+    """
+
+    name: str
+    summary: str
+    nothing: str = ""
+    kernels: tuple[Kernel, ...] = ()
+    dense: Mapping[str, Dense] = field(default_factory=dict)
+
+
+def find(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+      InputError: There is none; the message lists them.
+
+    >>> find("edge-tpu").kernels
+    ()
+    """
+    if name not in TARGETS:
+        raise InputError("unknown target", where=name, expected=f"one of {', '.join(TARGETS)}")
+    return TARGETS[name]
 
 
 def sparse_choice(
-    target: str, op: Op, weight_shape: tuple[int, ...], positions: int, dtype: str
+    target: str, op: Op, weight_shape: Sequence[int], positions: int, dtype: str
 ) -> tuple[str | None, str]:
-    """The pattern that a target gains most from in one operator; None where it gains nothing, and why in words.
+    """The pattern of zeros that pays for an operator on a target.
 
     Args:
-      target: A runtime on a processor, one of `X86`.
+      target: A name of `TARGETS`.
       op: The operator.
-      weight_shape: Of its weights, outputs first.
-      positions: Output positions per run: each meets all weights.
-      dtype: Of the weights when it runs: `float32`, `int8` (static) or `dynamic-int8`.
+      weight_shape: Of its weights, outputs first: OHWI or [outputs, inputs].
+      positions: Output pixels, or rows, of one run.
+      dtype: As the model will run: `float32`, `int8` (activations too) or `dynamic-int8` (float activations).
+
+    Returns:
+      The pattern and what to expect of it; or None and why no pattern pays.
 
     Raises:
-      InputError: An unknown target.
+      InputError: Unknown target.
+
+    >>> op = Op((0, 0), "fc", "dense", "FULLY_CONNECTED", (), ())
+    >>> sparse_choice("x86-avx512", op, (1024, 1024), 1, "float32")[0] in ("16x1", "8x1")
+    True
+    >>> sparse_choice("litert-x86", op, (1024, 1024), 1, "float32")[1]
+    'XNNPACK turns its sparse kernels off on every x86 with AVX'
     """
-    if target not in X86:
-        raise InputError("unknown target", where=target, expected=", ".join(X86))
-    if op.kind not in ("dense", "conv2d"):
-        return None, f"no sparse kernel for {op.native} on {target}"
-    outputs, inputs = weight_shape[0], weight_shape[-1]
-    size = 1
-    for extent in weight_shape:
-        size *= extent
-    if inputs < 16 or outputs < 16:
-        return None, f"{inputs} inputs and {outputs} outputs are too few to skip any (16 pay)"
-    if size < LEAST:
-        return None, f"{size} weights are too few to pay ({LEAST} do)"
-    return "16x1", f"blocks of 16 outputs fill a vector on {target}"
+    return choose(find(target), layer_of(op, weight_shape, positions, dtype))
+
+
+def choose(target: Target, layer: Layer) -> tuple[str | None, str]:
+    """As `sparse_choice`, for a layer."""
+    if reason := _refusal(target, layer):
+        return None, reason
+    able = [kernel for kernel in target.kernels if kernel.serves(layer)]
+    if not able:
+        return None, f"no sparse kernel for {layer.kind} of this shape"
+    found = {kernel.pattern: speed_up(target, layer, {kernel.pattern: 1 - _USUAL}) for kernel in able}
+    gains = {pattern: gain for pattern, gain in found.items() if gain is not None}
+    if not gains:
+        return able[0].pattern, "how much it gains is not measured"
+    best = max(gains.values())
+    if best < WORTH:
+        return None, f"little work: {best:.1f} times as fast at {_USUAL:.0%} zeros"
+    pattern = next(p for p in sorted(gains, key=_fineness) if gains[p] >= NEAR * best)
+    return pattern, f"{gains[pattern]:.1f} times as fast at {_USUAL:.0%} zeros"
+
+
+def predict(
+    target: str, op: Op, weight_shape: Sequence[int], positions: int, dtype: str, pattern: str, sparsity: float
+) -> float | None:
+    """How many times as fast an operator is expected to run as the same one on the runtime's dense kernels.
+
+    One thread, weights that come from beyond the L2 cache, as in a model with several layers.
+
+    Args:
+      target: A name of `TARGETS`.
+      op: The operator.
+      weight_shape: Of its weights, outputs first: OHWI or [outputs, inputs].
+      positions: Output pixels, or rows, of one run.
+      dtype: See `sparse_choice`.
+      pattern: The pattern that the zeros form.
+      sparsity: Share of zeros.
+
+    Returns:
+      1.0 where nothing takes it (the layer then stays where it is); None where zeros help and we have not measured how much.
+
+    Raises:
+      InputError: Unknown target.
+
+    >>> op = Op((0, 0), "fc", "dense", "FULLY_CONNECTED", (), ())
+    >>> 6 < predict("x86-avx512", op, (1024, 1024), 1, "float32", "16x1", 0.9) < 12
+    True
+    >>> predict("litert-x86", op, (1024, 1024), 1, "float32", "16x1", 0.9)
+    1.0
+    """
+    stored = {pattern: 1 - sparsity, UNSTRUCTURED: 1 - sparsity}
+    return speed_up(find(target), layer_of(op, weight_shape, positions, dtype), stored)
+
+
+def speed_up(target: Target, layer: Layer, stored: Mapping[str, float]) -> float | None:
+    """How many times as fast the best kernel is expected to be: 1.0 where dense is better, None where not measured.
+
+    Args:
+      target: The target.
+      layer: The layer.
+      stored: By pattern: the share of the weights that a kernel of this pattern has to read (`patterns.Found.stored`).
+        Kernels of other patterns are not considered.
+    """
+    if _refusal(target, layer) or min(stored.values(), default=1.0) > 1 - THRESHOLD:
+        return 1.0
+    able = [kernel for kernel in target.kernels if kernel.serves(layer) and kernel.pattern in stored]
+    if not all(kernel.macs for kernel in able):
+        return None
+    return max([1.0, *(target.dense[layer.dtype].cycles(layer) / k.cycles(layer, stored[k.pattern]) for k in able)])
+
+
+def _refusal(target: Target, layer: Layer) -> str:
+    """Why a layer gains nothing whatever its zeros; empty where it may."""
+    if target.nothing:
+        return target.nothing
+    if layer.kind == "depthwise_conv2d":
+        return "depthwise: a handful of weights per channel"
+    if layer.kind not in KINDS:
+        return f"no sparse kernel for {layer.kind}"
+    if layer.groups > 1:
+        return "grouped: its channels do not see each other"
+    if not any(kernel.dtype == layer.dtype for kernel in target.kernels):
+        served = sorted({kernel.dtype for kernel in target.kernels})
+        return f"no sparse kernel for {layer.dtype}, only for {', '.join(served)}"
+    if layer.inputs < 4:
+        return f"few input channels ({layer.inputs})"
+    if layer.weights < LEAST:
+        return f"few weights ({layer.weights})"
+    return ""
+
+
+def _fineness(pattern: str) -> tuple[int, str]:
+    """Sorts patterns from fine to coarse."""
+    return (1 if pattern == UNSTRUCTURED else prod(int(n) for n in pattern.split("x")), pattern)
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+# Fitted to benchmarks/sparse.py on a Zen 4 server core (docs/performance.md): 16 float32 and 64 int8 multiply-adds per
+# cycle at most, as on cores with AVX2 of every make; Intel's AVX-512 cores do twice as many, dense and sparse alike.
+_AVX512 = (
+    Kernel("float32", "16x1", macs=14.0, fixed=0.6, bandwidth=8.0, bytes=4.125, start=300),
+    Kernel("float32", "8x1", macs=9.0, fixed=0.8, bandwidth=7.5, bytes=4.25, start=300),
+    Kernel("float32", "4x1", macs=16.3, fixed=1.1, bandwidth=6.0, bytes=4.5, start=1500, positions=(32, 2**40)),
+    Kernel("float32", UNSTRUCTURED, macs=7.9, fixed=1.1, bytes=8.0, start=1500, bandwidth=6.0, positions=(32, 2**40)),
+    Kernel(
+        "float32",
+        UNSTRUCTURED,
+        macs=4.0,
+        fixed=1.0,
+        bandwidth=6.0,
+        mask=0.125,
+        start=300,
+        pointwise=True,
+        positions=(1, 4),
+    ),
+)
+_VNNI = (
+    Kernel("int8", "16x4", macs=50.0, fixed=0.6, bandwidth=8.0, bytes=1.03, start=300),
+    Kernel("int8", "4x4", macs=20.0, fixed=1.0, bandwidth=6.0, bytes=1.125, start=300),
+    Kernel("dynamic-int8", "16x4", macs=50.0, fixed=0.6, bandwidth=8.0, bytes=1.03, start=300),
+    Kernel("dynamic-int8", "4x4", macs=20.0, fixed=1.0, bandwidth=6.0, bytes=1.125, start=300),
+)
+_NO_VNNI = tuple(replace(kernel, macs=kernel.macs / 4) for kernel in _VNNI)
+_FLOAT = Dense(macs=16.0, spatial=14.9, bandwidth=8.0, start=300)
+_INT8 = Dense(macs=50.0, spatial=45.0, bandwidth=8.0, fixed=0.5, start=300, bytes=1.0)
+_DENSE_VNNI = {"float32": _FLOAT, "int8": _INT8, "dynamic-int8": _INT8}
+_SLOW = replace(_INT8, macs=14.0, spatial=13.0)
+_DENSE = {"float32": _FLOAT, "int8": _SLOW, "dynamic-int8": _SLOW}
+
+_OURS = "LiteRT with paring's delegate, "
+
+TARGETS: Mapping[str, Target] = {
+    target.name: target
+    for target in (
+        Target("x86-avx512vnni", _OURS + "AVX-512 with VNNI", "", _AVX512 + _VNNI, _DENSE_VNNI),
+        Target("x86-avx512", _OURS + "AVX-512", "", _AVX512 + _NO_VNNI, _DENSE),
+        Target("x86-avx2vnni", _OURS + "AVX2 with VNNI", "", _AVX512 + _VNNI, _DENSE_VNNI),
+        Target("x86-avx2", _OURS + "AVX2", "", _AVX512 + _NO_VNNI, _DENSE),
+        # XNNPACK, "Disable sparse graph rewriting on x86 with AVX+" (2020), and measured: 90 % zeros run as fast as none.
+        Target(
+            "litert-x86",
+            "LiteRT as it is, on x86: nothing",
+            "XNNPACK turns its sparse kernels off on every x86 with AVX",
+        ),
+        # tensorflow/lite/delegates/xnnpack/README.md, "Sparse Inference"; its kernels f32-spmm 32x1, 32x2 and 32x4.
+        # Whole networks ran 1.2 to 2.4 times as fast (Google, "Accelerating Neural Networks on Mobile and Web", 2021).
+        Target(
+            "litert-arm",
+            "LiteRT as it is, on Arm: 1x1 convolutions with two thirds zeros at least, stored sparse (--storage sparse), in a "
+            "network that begins with a 3x3 convolution of stride 2 over 3 channels and ends with a mean over the image; not "
+            "measured by us, 1.2 to 2.4 times for whole networks as published",
+            kernels=(
+                Kernel("float32", "4x1", kinds=("conv2d",), pointwise=True),
+                Kernel("float32", UNSTRUCTURED, kinds=("conv2d",), pointwise=True),
+            ),
+        ),
+        # TensorFlow's MatMul and Conv2D have dense weights only.
+        Target("savedmodel", "a SavedModel in TensorFlow: nothing yet", "TensorFlow multiplies with every weight"),
+        # coral.ai/docs/edgetpu/models-intro: fully int8 models, compiled; DENSIFY is not among the operators it lists.
+        Target(
+            "edge-tpu",
+            "the Edge TPU: nothing",
+            "the Edge TPU multiplies with every weight, and takes neither float nor sparse-encoded weights",
+        ),
+        # ai.google.dev/edge/litert/performance/gpu, "Supported ops": dense kernels; no DENSIFY.
+        Target(
+            "gpu-delegate",
+            "LiteRT's GPU delegate: nothing",
+            "the GPU delegate multiplies with every weight, and does not take sparse-encoded ones",
+        ),
+        # github.com/tensorflow/tflite-micro: no DENSIFY (issue 491), static tensors have no field for sparsity (2944);
+        # tensorflow/lite/micro/docs/compression.md: tables of few values save storage, and decoding takes time.
+        Target(
+            "microcontroller",
+            "LiteRT for Microcontrollers: no speed; a smaller file where updates are compressed",
+            "LiteRT for Microcontrollers multiplies with every weight, and does not run sparse-encoded ones",
+        ),
+    )
+}

@@ -1,4 +1,4 @@
-"""`paring inspect MODEL`: every operator with shapes, type, parameters, bytes, multiply-adds and zeros."""
+"""`paring inspect MODEL`: every operator with shapes, type, parameters, bytes, multiply-adds and zeros; what zeros gain."""
 
 from __future__ import annotations
 
@@ -15,17 +15,27 @@ from paring.formats import load
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, Op
 from paring.measure.cost import cost
+from paring.measure.gains import USUAL, Gain, gains, together
+from paring.measure.store import finite
 from paring.report import console, short_name, size
+from paring.targets import TARGETS, Target, find
 
 
 def inspect(
     model: str = MODEL,
     as_json: bool = JSON,
     zeros: bool = typer.Option(True, help="Read all weights to count zeros."),
+    target: str = typer.Option(
+        None, "--target", "-t", help=f"Show instead what zeros in the weights gain there: {', '.join(TARGETS)}."
+    ),
 ) -> None:
-    """Show every operator of a model: shapes, type, parameters, bytes, multiply-adds, zeros."""
+    """Show every operator of a model: shapes, type, parameters, bytes, multiply-adds, zeros; or what zeros gain."""
+    chosen = find(target) if target is not None else None
     opened = load(model)
     graph = view(opened, densify=True)
+    if chosen is not None:
+        _show_gains(model, chosen, gains(graph, chosen.name), as_json)
+        return
     rows = [_row(graph, op, zeros) for op in graph.ops]
     if as_json:
         facts = {"model": model, "bytes": len(opened.data), "signatures": list(entries(opened)), "operators": rows}
@@ -52,6 +62,37 @@ def inspect(
     )
     for key, (_, inputs, outputs) in entries(opened).items():
         out.print(escape(f"signature {key or '(none)'}: {', '.join(inputs)} -> {', '.join(outputs)}"))
+
+
+def _show_gains(model: str, target: Target, rows: list[Gain], as_json: bool) -> None:
+    now, then = together(rows)
+    if as_json:
+        facts = {
+            "model": model, "target": target.name, "summary": target.summary, "layers": [asdict(row) for row in rows],
+            "together": {"now": now, "then": then, "zeros": USUAL},
+        }  # fmt: skip
+        print(json.dumps(finite(facts), indent=1))
+        return
+    table = Table(pad_edge=False)
+    for column in ("layer", "kind", "type", "zeros", "pattern", f"for {target.name}", "now", f"at {USUAL:.0%}", "why"):
+        table.add_column(column, justify="right" if column in ("zeros", "now", f"at {USUAL:.0%}") else "left")
+    for row in rows:
+        share = "" if row.covered > 0.995 else f" ({row.covered:.0%})"
+        table.add_row(
+            escape(short_name(row.name, 36)), row.kind, row.dtype, f"{row.zeros:.0%}", row.found + share, row.pattern or "-",
+            _times(row.now), _times(row.then), "" if row.pattern and row.then else row.why,
+        )  # fmt: skip
+    out = console()
+    out.print(table)
+    out.print(f"{target.name}: {target.summary}")
+    if now is not None and then is not None:
+        out.print(
+            f"these layers together, predicted for one thread: {_times(now)} as they are, {_times(then)} at {USUAL:.0%} zeros"
+        )
+
+
+def _times(factor: float | None) -> str:
+    return "?" if factor is None else f"{factor:.1f}x"
 
 
 def _row(graph: Graph, op: Op, zeros: bool) -> dict[str, Any]:

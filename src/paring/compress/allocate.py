@@ -16,12 +16,12 @@ def allocate(sizes: Sequence[int], shares: np.ndarray, errors: np.ndarray, share
 
     Args:
       sizes: Weights of each layer.
-      shares: The shares at which errors are known, ascending from 0, float [points].
+      shares: The shares at which errors are known, ascending, float [points]; each layer gets the first at least.
       errors: Of each layer at these shares, float [layers, points].
       share: Of all weights that are to be zero.
 
     Returns:
-      float [layers]; with `sizes`, they add up to `share` where the curves reach as far.
+      float [layers]; weighed by `sizes` they are `share` on average, where the curves reach as far.
 
     >>> allocate([100, 100], np.array([0.0, 0.5, 0.9]), np.array([[0.0, 0.1, 0.3], [0.0, 0.3, 0.9]]), 0.5).round(2).tolist()
     [0.9, 0.1]
@@ -35,7 +35,8 @@ def allocate(sizes: Sequence[int], shares: np.ndarray, errors: np.ndarray, share
             points.append(new)
         for a, b in pairwise(points):
             pieces.append((_slope(shares, curve, a, b) / size, layer, size * (shares[b] - shares[a])))
-    zeros, left = np.zeros(len(sizes)), share * sum(sizes)
+    zeros = np.asarray(sizes, np.float64) * shares[0]
+    left = max(0.0, share * sum(sizes) - float(zeros.sum()))
     for _, layer, count in sorted(pieces):
         taken = min(count, left)
         zeros[layer], left = zeros[layer] + taken, left - taken

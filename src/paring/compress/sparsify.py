@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -123,7 +123,7 @@ class Sparsify:
         left = gram.unfolding.matrix(weight != 0) if np.mean(weight == 0) >= PROMISE else None
         return Encoded(gram.retarget(weight, self.damping, left), "float32", None)
 
-    def curve(self, weight: np.ndarray, gram: Gram, shares: Sequence[float]) -> np.ndarray:
+    def curve(self, weight: np.ndarray, gram: Gram, shares: Iterable[float]) -> np.ndarray:
         """The output error that each share of zeros would cost, relative to the output's power, float [shares]."""
         layout = gram.unfolding
         wanted, second = layout.matrix(gram.retarget(weight, self.damping)), gram.damped(self.damping)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paring.errors import InputError
+from paring.runtime.native import available_isa
 
 _PACKAGES = ("numpy", "ai-edge-litert", "tensorflow", "tensorflow-cpu", "keras")
 
@@ -28,6 +29,7 @@ def environment() -> dict[str, Any]:
     found["system"] = platform.system()
     if hasattr(os, "getloadavg"):
         found["load"] = round(os.getloadavg()[0], 1)
+    found["kernels"] = available_isa() or "not built"
     found["python"] = platform.python_version()
     for package in _PACKAGES:
         try:

@@ -1,0 +1,215 @@
+"""Sparse kernels in stock LiteRT, beside XNNPACK running the same pruned model dense.
+
+Both interpreters live in one process and take turns run by run, so that each finds the other's data in the caches. One
+thread: CPU time of the thread; two: wall time. `--only WORD` measures the rows whose names hold the word.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import figures
+import numpy as np
+import pruned
+
+ZEROS = (0.7, 0.8, 0.9)
+WORKS: dict[str, tuple[Callable[[float], Any], str, tuple[float, float, float]]] = {
+    "FULLY_CONNECTED float32 1024x1024 x4, 16x1": (lambda z: pruned.chain(0, 1024, z, (16, 1)), "float32", (3, 4.6, 8.5)),
+    "FULLY_CONNECTED int8 dynamic 2048x2048 x4, 16x4": (lambda z: pruned.chain(0, 2048, z, (16, 4)), "dynamic-int8", (3.1, 4.6, 8.3)),
+    "FULLY_CONNECTED float32 2048x2048 x4, unstructured": (lambda z: pruned.chain(0, 2048, z, (1, 1)), "float32", (1.8, 2.7, 5)),
+    "CONV_2D 1x1 float32 28x28x256 x4, 16x1": (lambda z: pruned.chain(1, 256, z, (16, 1)), "float32", (2.8, 3.9, 6.2)),
+    "CONV_2D 1x1 float32 28x28x256 x4, 4x1": (lambda z: pruned.chain(1, 256, z, (4, 1)), "float32", (2.8, 3.9, 6.2)),
+    "CONV_2D 1x1 float32 28x28x256 x4, unstructured": (lambda z: pruned.chain(1, 256, z, (1, 1)), "float32", (1.7, 2.3, 3.5)),
+    "CONV_2D 3x3 float32 28x28x256 x4, 16x1": (lambda z: pruned.chain(3, 256, z, (16, 1)), "float32", (4.5, 6, 9.5)),
+    "CONV_2D 3x3 float32 28x28x256 x4, unstructured": (lambda z: pruned.chain(3, 256, z, (1, 1)), "float32", (2, 2.8, 4.8)),
+    "CONV_2D 1x1 int8 28x28x256 x4, 16x4": (lambda z: pruned.chain(1, 256, z, (16, 4)), "int8", (3.5, 4.8, 7.2)),
+}  # fmt: skip
+NETWORKS: dict[str, tuple[str, pruned.Block, str, float]] = {
+    "MobileNetV1 224 float32, 90 %": ("mobilenet", (16, 1), "float32", 2.4),
+    "ResNet-50 float32, 90 %": ("resnet50", (16, 1), "float32", 5),
+    "transformer encoder int8 dynamic, 90 %": ("transformer", (16, 4), "dynamic-int8", 3.5),
+}
+SHARED = ("pretrainedResnet", "pretrainedResnet_quant", "kws_ref_model", "kws_ref_model_float32", "face_detection_short_range")
+WARM = 3
+
+
+def prepared(interpreter: Any) -> Any:
+    """Allocated, with made-up inputs, and run."""
+    interpreter.allocate_tensors()
+    rng = np.random.default_rng(1)
+    for detail in interpreter.get_input_details():
+        values = rng.standard_normal(detail["shape"]).astype(np.float32)
+        if detail["dtype"] != np.float32:
+            scale, zero = detail["quantization"]
+            bounds = np.iinfo(detail["dtype"])
+            values = np.clip(np.round(values / (scale or 1)) + zero, bounds.min, bounds.max).astype(detail["dtype"])
+        interpreter.set_tensor(detail["index"], values)
+    for _ in range(WARM):
+        interpreter.invoke()
+    return interpreter
+
+
+def turns(first: Any, second: Any, seconds: float, wall: bool) -> tuple[float, float, float, float, float]:
+    """Median microseconds of both, their ratio, and its quartiles: over pairs of neighbours."""
+    clock = time.perf_counter if wall else time.thread_time
+    one, two = [], []
+    end = time.perf_counter() + seconds
+    while len(one) < 20 or (time.perf_counter() < end and len(one) < 2000):
+        for interpreter, times in ((first, one), (second, two)):
+            start = clock()
+            interpreter.invoke()
+            times.append(clock() - start)
+    a, b = np.array(one), np.array(two)
+    low, high = np.percentile(a / b, [25, 75])
+    return float(np.median(a)) * 1e6, float(np.median(b)) * 1e6, float(np.median(a) / np.median(b)), float(low), float(high)
+
+
+def agreement(dense: Any, sparse: Any) -> str:
+    """How far the outputs are apart, for a table."""
+    worst, unequal = 0.0, 0
+    for a, b in zip(dense.get_output_details(), sparse.get_output_details(), strict=True):
+        x, y = dense.get_tensor(a["index"]), sparse.get_tensor(b["index"])
+        worst = max(worst, float(np.abs(x.astype(np.float64) - y).max() / max(np.abs(x.astype(np.float64)).max(), 1e-30)))
+        unequal += int((x != y).sum())
+    return "bit for bit" if not unequal else f"{worst:.1e} relative"
+
+
+def typed(path: Path, kind: str, folder: Path) -> Path:
+    """The model in a type: float32 as it is, or quantized by paring."""
+    if kind == "float32":
+        return path
+    from paring import optimize
+
+    out = folder / f"{path.stem}.{kind}.tflite"
+    data = None
+    if kind == "int8":
+        from ai_edge_litert.interpreter import Interpreter
+
+        shape = Interpreter(str(path)).get_input_details()[0]["shape"]
+        rng = np.random.default_rng(2)
+        data = [rng.standard_normal(shape).astype(np.float32) for _ in range(8)]
+    optimize(str(path), kind, data, output=str(out), verified=False, overwrite=True)
+    return out
+
+
+class Bench:
+    """Measures pairs and writes rows."""
+
+    def __init__(self, figure: figures.Figures, seconds: float) -> None:
+        self.figure, self.seconds = figure, seconds
+
+    def pair(self, table: str, name: str, dense: Path, sparse: Path, bar: float | None = None, **more: Any) -> float:
+        from ai_edge_litert.interpreter import Interpreter
+
+        from paring.runtime import litert_interpreter
+
+        one = prepared(Interpreter(str(dense), num_threads=1))
+        ours = prepared(litert_interpreter(str(sparse), num_threads=1))
+        same = agreement(one, ours) if dense == sparse else ""
+        micros, sparse_micros, ratio, low, high = turns(one, ours, self.seconds, wall=False)
+        row = dict(work=name, **more, dense_us=micros, sparse_us=sparse_micros, ratio=ratio, quartiles=f"{low:.2f} to {high:.2f}")
+        if bar is not None:
+            row["bar"] = bar
+        two = prepared(litert_interpreter(str(sparse), num_threads=2))
+        _, _, speedup, low, high = turns(ours, two, self.seconds, wall=True)
+        dense_two = prepared(Interpreter(str(dense), num_threads=2))
+        _, _, ratio_two, _, _ = turns(dense_two, two, self.seconds / 2, wall=True)
+        row |= {"ratio, 2 threads": ratio_two, "2 threads over 1": speedup, "spread": f"{low:.2f} to {high:.2f}"}
+        self.figure.row(table, **row, outputs=same)
+        if bar is not None:
+            self.figure.at_least(f"{name}{' ' + more['zeros'] if 'zeros' in more else ''}", ratio, bar)
+        if sparse_micros > 200:
+            self.figure.at_least(f"{name}{' ' + more['zeros'] if 'zeros' in more else ''}: 2 threads over 1", speedup, 1.7)
+        return ratio
+
+
+def main() -> int:
+    args = figures.arguments(__doc__, only="", seconds=3.0, isa="")
+    if args.isa:
+        os.environ["PARING_ISA"] = args.isa
+    from paring.runtime.native import isa
+
+    name = "sparse" if not args.isa else f"sparse_{args.isa}"
+    figure = figures.Figures(
+        name,
+        f"XNNPACK dense beside paring's delegate ({isa()}) on the same pruned model, taking turns run by run; microseconds, "
+        "one thread by CPU time, two by wall time. Ratios above 1: the delegate is faster.",
+    )
+    bench = Bench(figure, args.seconds)
+    with tempfile.TemporaryDirectory(prefix="sparse-") as folder_name:
+        folder = Path(folder_name)
+        for work, (make, kind, bars) in WORKS.items():
+            if args.only not in work:
+                continue
+            for zeros, bar in zip(ZEROS, bars, strict=True):
+                path = typed(pruned.export(make(zeros), folder / "work.tflite"), kind, folder)
+                bench.pair("layers", work, path, path, None if args.isa else bar, zeros=f"{zeros:.0%}")
+        for work, (network, block, kind, bar) in NETWORKS.items():
+            if args.only not in work:
+                continue
+            path = typed(pruned.export(pruned.network(network, 0.9, block), folder / f"{network}.tflite"), kind, folder)
+            bench.pair("networks", work, path, path, None if args.isa else bar)
+        work = "MobileNetV1 90 % + int8 over dense float32"
+        if args.only in work:
+            path = pruned.export(pruned.network("mobilenet", 0.9, (16, 4)), folder / "mobilenet4.tflite")
+            bench.pair("networks", work, path, typed(path, "int8", folder), None if args.isa else 5.8)
+        models = figures.SHARED / "models"
+        work = "face_detection_full_range_sparse, as shipped"
+        if args.only in work and (models / "face_detection_full_range_sparse.tflite").exists():
+            path = models / "face_detection_full_range_sparse.tflite"
+            bench.pair("networks", work, path, path, None if args.isa else 1.15)
+            share = touched(path, folder, args.seconds)
+            figure.note(f"{work}: layers with zeros take {share:.0%} of its time, so no more than {1 / (1 - share):.2f}x is to be had by them")
+        for model in SHARED:
+            path = models / f"{model}.tflite"
+            if args.only in f"{model}, dense" and path.exists():
+                ratio = bench_dense(bench, path)
+                figure.at_least(f"{model}, dense: stock over with the delegate", ratio, 0.98)
+    return figure.finish(args.write)
+
+
+def touched(path: Path, folder: Path, seconds: float) -> float:
+    """Share of a model's time in stock LiteRT that its layers with zeros take: run alone, side by side, over the whole."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from paring.formats import load
+    from paring.formats.tflite.extract import islands
+    from paring.formats.tflite.view import view
+
+    model = load(path)
+    graph = view(model)
+    cuts = []
+    for op in graph.ops:
+        weights = [t.weight.read() for _, t in graph.weights_of(op) if t.weight and op.kind in ("conv2d", "dense")]
+        if any((w == 0).mean() > 0.5 for w in weights):
+            cuts.append(([op.inputs[0][1]], [op.outputs[0][1]]))
+    alone = folder / "alone.tflite"
+    islands(model, 0, cuts).save(alone)
+    part, whole = prepared(Interpreter(str(alone), num_threads=1)), prepared(Interpreter(str(path), num_threads=1))
+    return turns(part, whole, seconds, wall=False)[2]
+
+
+def bench_dense(bench: Bench, path: Path) -> float:
+    """A dense model: nothing is claimed, and nothing may get slower."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    from paring.runtime import litert_interpreter
+
+    one = prepared(Interpreter(str(path), num_threads=1))
+    ours = prepared(litert_interpreter(str(path), num_threads=1))
+    micros, sparse_micros, ratio, low, high = turns(one, ours, 2 * bench.seconds, wall=False)
+    bench.figure.row(
+        "dense models", model=path.stem, stock_us=micros, delegate_us=sparse_micros, ratio=ratio,
+        quartiles=f"{low:.2f} to {high:.2f}", outputs=agreement(one, ours),
+    )  # fmt: skip
+    return ratio
+
+
+if __name__ == "__main__":
+    sys.exit(main())

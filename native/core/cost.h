@@ -1,0 +1,27 @@
+// What a layer is expected to take, and which kernel to take for it. No table of processors: the inner kernels themselves
+// are timed once per process, on data in the first-level cache, when the first layer asks; memory traffic is added to that.
+#pragma once
+#include <string>
+
+#include "kernels.h"
+#include "paring.h"
+
+namespace paring {
+
+// Seconds of one kernel, one thread.
+struct Rates {
+  double block;      // a block for one pixel of a full tile
+  double alone;      // a block in a tile of one pixel
+  double end;        // the end of a group for one pixel: bias, activation, requantization, store
+};
+const Rates& rates(const Kernel&);
+
+// Bytes per second that one thread reads from the third-level cache, and from memory.
+struct Bandwidth { double cache, memory; };
+const Bandwidth& bandwidth();
+
+struct Choice { const Kernel* kernel; std::string why; };
+// The named kernel, or the one with the least expected time at `positions` output pixels.
+Choice choose(const paring_conv&, const char* name, int64_t positions);
+
+}  // namespace paring

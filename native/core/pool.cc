@@ -1,0 +1,126 @@
+#include "pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <pthread.h>
+#include <thread>
+
+namespace paring {
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#else
+  std::this_thread::yield();
+#endif
+}
+
+struct Job {
+  void (*task)(void*, int);
+  void* context;
+  int tasks, seats;              // seats: how many more threads may join
+  std::atomic<int> next{0}, helpers{0};
+  Job* after = nullptr;
+
+  void work() {
+    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(context, i);
+  }
+};
+
+// Lives as long as the process: its threads may wait when everything else is gone.
+struct Pool {
+  std::mutex mutex;
+  std::condition_variable wake;
+  std::atomic<uint64_t> posted{0};   // grows with every job, so that idle threads see one without the mutex
+  Job* jobs = nullptr;
+  int threads = 0, sleeping = 0;
+
+  // With the mutex held: a job that wants another thread.
+  Job* open() {
+    for (Job* job = jobs; job; job = job->after)
+      if (job->seats > 0 && job->next.load(std::memory_order_relaxed) < job->tasks) return job;
+    return nullptr;
+  }
+
+  void serve() {
+    std::unique_lock<std::mutex> lock(mutex);
+    for (;;) {
+      if (Job* job = open()) {
+        job->seats--;
+        job->helpers.fetch_add(1, std::memory_order_relaxed);
+        lock.unlock();
+        job->work();
+        job->helpers.fetch_sub(1, std::memory_order_release);   // the job may be gone from here on
+        lock.lock();
+        continue;
+      }
+      uint64_t seen = posted.load(std::memory_order_relaxed);
+      lock.unlock();
+      // The next layer follows within microseconds; a thread that sleeps takes tens of them to wake.
+      bool news = false;
+      for (int i = 0; i < spins && !news; i++) { pause(); news = posted.load(std::memory_order_relaxed) != seen; }
+      lock.lock();
+      if (!news) {
+        sleeping++;
+        wake.wait(lock, [&] { return posted.load(std::memory_order_relaxed) != seen; });
+        sleeping--;
+      }
+    }
+  }
+
+  void run(int wanted, Job& job) {
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      int limit = std::max(1, int(std::thread::hardware_concurrency()));
+      job.seats = std::min({wanted, job.tasks, limit}) - 1;
+      for (; threads < job.seats; threads++) std::thread([this] { serve(); }).detach();
+      job.after = jobs;
+      jobs = &job;
+      posted.fetch_add(1, std::memory_order_relaxed);
+      if (sleeping) wake.notify_all();
+    }
+    job.work();
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      Job** at = &jobs;
+      while (*at != &job) at = &(*at)->after;
+      *at = job.after;
+    }
+    for (int i = 0; job.helpers.load(std::memory_order_acquire); i++)
+      if (i < 4 * spins) pause(); else std::this_thread::yield();   // a helper may have lost its processor
+  }
+
+  static constexpr int spins = 2000;
+};
+
+Pool* pool = nullptr;
+
+Pool& the_pool() {
+  static Pool* const made = [] {
+    pool = new Pool;
+    // A forked child has none of the threads, and must not inherit a locked mutex.
+    pthread_atfork([] { pool->mutex.lock(); }, [] { pool->mutex.unlock(); }, [] { pool = new (pool) Pool; });
+    return pool;
+  }();
+  return *made;
+}
+
+}  // namespace
+
+void parallel(int threads, int tasks, void (*task)(void*, int), void* context) {
+  if (threads <= 1 || tasks <= 1) {
+    for (int i = 0; i < tasks; i++) task(context, i);
+    return;
+  }
+  Job job;
+  job.task = task;
+  job.context = context;
+  job.tasks = tasks;
+  the_pool().run(threads, job);
+}
+
+}  // namespace paring

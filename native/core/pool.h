@@ -1,0 +1,18 @@
+// One pool of threads for the whole process. Callers of several threads may run jobs at once.
+#pragma once
+
+namespace paring {
+
+// Runs task(context, i) for i in [0, tasks) on up to `threads` threads, the caller's among them; returns when all are
+// done, and what they wrote is visible. Tasks are taken one by one, so uneven ones balance.
+void parallel(int threads, int tasks, void (*task)(void* context, int index), void* context);
+
+template <class F> void parallel_for(int threads, int tasks, F&& f) {
+  if (threads <= 1 || tasks <= 1) {
+    for (int i = 0; i < tasks; i++) f(i);
+    return;
+  }
+  parallel(threads, tasks, [](void* c, int i) { (*static_cast<F*>(c))(i); }, &f);
+}
+
+}  // namespace paring
