@@ -176,6 +176,7 @@ def test_a_pattern_that_yaml_read_as_seconds_is_explained():
         ({"sparsity": 0.9, "allocation": "global"}, "uniform, error"),
         ({"sparsity": 0.9, "damping": 0}, "sparsify.damping"),
         ({"sparsity": 0.9, "mend": "no"}, "sparsify.mend"),
+        ({"sparsity": 0.9, "min_size": -1}, "sparsify.min_size"),
         ({"sparsity": 0.9, "target": 3}, "sparsify.target"),
     ],
 )
@@ -317,13 +318,14 @@ def test_data_beats_magnitude_and_mending_beats_leaving_alone(tmp_path):
     wanted = outputs(model, data, tmp_path / "model.tflite")
 
     def error(samples: object, **more: object) -> float:
-        said = rules({"sparsify": {"sparsity": 0.6, "pattern": "4x1", **more}}, min_size=1000)
+        said = rules({"sparsify": {"sparsity": 0.7, "min_size": 10**6, **more}})  # these are fitted at most
+        said["rules"] += rules({"sparsify": {"sparsity": 0.7, "pattern": "4x1"}}, name="first")["rules"]
         made = optimize(model, said, samples, verified=False)
         return float(np.linalg.norm(outputs(made.model, data, tmp_path / "pruned.tflite") - wanted))
 
     plain, alone, ours = error(None), error(data, mend=False), error(data)
     assert alone < 0.5 * plain
-    assert ours <= alone
+    assert ours < 0.9 * alone
 
 
 def test_layers_outside_the_rule_are_not_mended():
@@ -600,7 +602,7 @@ def test_what_cannot_be_pruned_ends_with_exit_code_2_and_writes_nothing(call, tm
         ("above 0, below 1", model_path(), "--sparsity", 1.5),
         ("unknown sparsity pattern", model_path(), "--sparsity", 0.9, "--pattern", "banana"),
         ("abacus", model_path(), "--sparsity", 0.9, "--target", "abacus"),
-        ("min_size: 1000000000", model_path(), "--sparsity", 0.9, "--min-size", 10**9),
+        ("fewer than 1000000000", model_path(), "--sparsity", 0.9, "--min-size", 10**9),
         ("the share of zeros", model_path()),
         ("cannot prune a quantized model", quantized, "--sparsity", 0.9, "--target", ""),
         ("dense, sparse", model_path(), "--sparsity", 0.9, "--storage", "zip"),

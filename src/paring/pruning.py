@@ -218,6 +218,8 @@ def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Ta
     if op.kind == "depthwise_conv2d":
         why = "depthwise: each output has so few weights that none can stand in for another"
         return replace(task, reason=why, mends=True)
+    if weight.size < settings.min_size:
+        return replace(task, reason=f"{weight.size} weights, fewer than {settings.min_size} (min_size)", mends=True)
     if settings.target and unfolding.groups > 1:
         return replace(task, reason="grouped: its channels do not see each other", mends=True)
     if settings.target:

@@ -25,7 +25,7 @@ def sparsify(
     allocation: str = "",
     skip: Sequence[str] = (),
     only: Sequence[str] = (),
-    min_size: int | None = None,
+    min_size: int = 0,
     **options: Any,
 ) -> Result:
     """Prunes a float model where a target gains from it, so that outputs suffer least; it does not train.
@@ -59,9 +59,7 @@ def sparsify(
     )  # fmt: skip
 
 
-def recipe(
-    target: str, sparsity: float | None, pattern: str, storage: str, allocation: str, min_size: int | None
-) -> Recipe:
+def recipe(target: str, sparsity: float | None, pattern: str, storage: str, allocation: str, min_size: int) -> Recipe:
     """The recipe that `sparsify` applies."""
-    settings = Sparsify(sparsity, pattern, target, storage, allocation)
-    return Recipe((Rule(None, kind="*", min_size=min_size, prune=settings),), "sparsify")
+    settings = Sparsify(sparsity, pattern, target, storage, allocation, min_size=min_size)
+    return Recipe((Rule(None, kind="*", prune=settings),), "sparsify")

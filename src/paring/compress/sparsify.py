@@ -46,6 +46,7 @@ class Sparsify:
       damping: Share of the mean second moment that is added to each input's.
       bias_correction: Shift the bias so that the mean output is that of the dense weights (needs data).
       mend: Layers that the rule selects but that are not pruned are fitted to what they read behind pruned ones (needs data).
+      min_size: Layers with fewer weights are not pruned.
 
     >>> s = Sparsify(0.5, "2x1")
     >>> w = np.array([[0.1, 0.4], [0.2, -0.5]], np.float32)
@@ -61,6 +62,7 @@ class Sparsify:
     damping: float = 0.01
     bias_correction: bool = True
     mend: bool = True
+    min_size: int = 0
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -83,6 +85,9 @@ class Sparsify:
         if type(self.damping) not in (int, float) or not 0 < self.damping <= 1:
             expected, got = "above 0, at most 1", repr(self.damping)
             raise InputError("bad setting", where="sparsify.damping", expected=expected, got=got)
+        if type(self.min_size) is not int or self.min_size < 0:
+            expected, got = "a number of weights", repr(self.min_size)
+            raise InputError("bad setting", where="sparsify.min_size", expected=expected, got=got)
         for name in ("bias_correction", "mend"):
             if not isinstance(getattr(self, name), bool):
                 got = repr(getattr(self, name))
