@@ -155,7 +155,7 @@ double PlaneRegion::step_seconds(size_t index) const {
       const double sums = double(w.blocks()) * vectors * (w.rows == 4 ? rate.block * 1.04 * straddling : rate.lone * 1.12);
       const double ends = all * rate.end * (1 + 0.6 * (b.passes - 1)), copying = double(b.sources.size()) * vectors * rate.add;
       const double stream = b.bytes() > caches().l2 / 2 ? double(b.bytes()) * r.tiles / way : 0;
-      return std::max(sums + ends + copying, stream) + (far(s.y) + far(s.x2)) * 0.5;
+      return std::max(sums + ends + copying, stream) + double(b.bytes()) / way + far(s.y) + far(s.x2);   // weights come from afar once
     }
   }
   return 0;
