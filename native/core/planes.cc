@@ -168,7 +168,8 @@ void conv4_tile(const PlaneConv& c, int vectors) { in_runs(conv4s, block_vectors
 void conv1_tile(const PlaneConv& c, int vectors) { in_runs(conv1s, line_vectors, c, vectors); }
 
 // TAPS: their number where it is known here, else 0. A run of N vectors has N sums in flight.
-template <int TAPS, int N> PARING_INLINE void depthwise_run(const PlaneDepthwise& d, int taps, const float* x, const float* w, F bias, F low, F high, float* y, const float* mask) {
+template <int TAPS, int N> PARING_INLINE void depthwise_run(const PlaneDepthwise& d, int taps, const float* x, const float* w, F bias, F low, F high,
+                                                            float* y, const float* mask) {
   F a[N];
 #pragma GCC unroll 8
   for (int j = 0; j < N; j++) a[j] = bias;
