@@ -47,9 +47,7 @@ def chain(kernel: int, size: int, zeros: float, block: Block, image: int = 28, d
     model = keras.Sequential([keras.Input(shape, batch_size=1), *layers])
     for layer in layers:
         weights, bias = layer.get_weights()
-        layer.set_weights(
-            [prune(weights, zeros, block, rng), rng.standard_normal(bias.shape).astype(np.float32) * 0.1]
-        )
+        layer.set_weights([prune(weights, zeros, block, rng), rng.standard_normal(bias.shape).astype(np.float32) * 0.1])
     return model
 
 
@@ -59,13 +57,14 @@ def heavy(model: Any) -> Iterator[Any]:
 
     kinds = (keras.layers.Conv2D, keras.layers.Dense, keras.layers.EinsumDense)
     found = [layer for layer in layers_of(model) if isinstance(layer, kinds)]
-    yield from (l for l in found if not isinstance(l, keras.layers.DepthwiseConv2D) and l.kernel.shape[-2] > 3)
+    yield from (
+        layer for layer in found if not isinstance(layer, keras.layers.DepthwiseConv2D) and layer.kernel.shape[-2] > 3
+    )
 
 
 def layers_of(layer: Any) -> Iterator[Any]:
     """A layer and all that are inside."""
-    for inner in layer._flatten_layers(include_self=False, recursive=True):
-        yield inner
+    yield from layer._flatten_layers(include_self=False, recursive=True)
 
 
 def network(name: str, zeros: float, block: Block) -> Any:
@@ -83,7 +82,7 @@ def network(name: str, zeros: float, block: Block) -> Any:
     rng = np.random.default_rng(0)
     for layer in heavy(model):
         weights = np.asarray(layer.kernel)
-        if isinstance(layer, keras.layers.EinsumDense):     # [width, heads, size] or [heads, size, width]
+        if isinstance(layer, keras.layers.EinsumDense):  # [width, heads, size] or [heads, size, width]
             inputs = weights.shape[0] if weights.shape[0] == 384 else int(np.prod(weights.shape[:-1]))
             flat = prune(weights.reshape(inputs, -1), zeros, block, rng)
             layer.kernel.assign(flat.reshape(weights.shape))

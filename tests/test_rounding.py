@@ -332,12 +332,12 @@ def test_what_a_layer_reads_is_what_the_written_file_gives_it(activations, tmp_p
     asked = {}
 
     class Watching(Replay):
-        def gram(self, decision, unfolding, edits, borders, grid):
-            asked[decision.op.name] = found = super().gram(decision, unfolding, edits, borders, grid)
+        def gram(self, op, unfolding, edits, borders, grid):
+            asked[op.name] = found = super().gram(op, unfolding, edits, borders, grid)
             return found
 
     graph = result.plan.graph
-    with Watching(model, graph, result.plan, feeds(model, data)) as replay:
+    with Watching(model, graph, result.plan.asking, feeds(model, data)) as replay:
         solve(result.plan, result.statistics, replay)
     assert set(asked) == {"conv", "depthwise", "head"}
     written = result.model
@@ -539,7 +539,7 @@ def test_grids_that_rounding_moved_out_of_reach_are_left_too(monkeypatch):
 def test_values_are_kept_in_a_file_and_the_folder_is_gone_afterwards():
     model, data = three_layers()
     made = optimize(model, recipe(weights="int4", rounding="gptq"), data, verified=False)
-    with Replay(model, made.plan.graph, made.plan, feeds(model, data)) as replay:
+    with Replay(model, made.plan.graph, made.plan.asking, feeds(model, data)) as replay:
         folder = Path(replay._folder.name)
         solve(made.plan, made.statistics, replay)
         assert folder.exists()
@@ -554,7 +554,7 @@ def test_a_model_that_fails_on_the_way_leaves_no_file_open(monkeypatch):
         raise RunError("no")
 
     monkeypatch.setattr(Worker, "run_many", refuse)
-    replay = Replay(model, made.plan.graph, made.plan, feeds(model, data))
+    replay = Replay(model, made.plan.graph, made.plan.asking, feeds(model, data))
     with pytest.raises(RunError), replay:
         solve(made.plan, made.statistics, replay)
     del made

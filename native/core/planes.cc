@@ -168,7 +168,8 @@ void conv4_tile(const PlaneConv& c, int vectors) { in_runs(conv4s, block_vectors
 void conv1_tile(const PlaneConv& c, int vectors) { in_runs(conv1s, line_vectors, c, vectors); }
 
 // TAPS: their number where it is known here, else 0. A run of N vectors has N sums in flight.
-template <int TAPS, int N> PARING_INLINE void depthwise_run(const PlaneDepthwise& d, int taps, const float* x, const float* w, F bias, F low, F high, float* y, const float* mask) {
+template <int TAPS, int N> PARING_INLINE void depthwise_run(const PlaneDepthwise& d, int taps, const float* x, const float* w, F bias, F low, F high,
+                                                            float* y, const float* mask) {
   F a[N];
 #pragma GCC unroll 8
   for (int j = 0; j < N; j++) a[j] = bias;
@@ -340,6 +341,9 @@ PARING_INLINE void transpose(F r[4]) {
 }
 #endif
 
+// Rows are many streams, more than the processor looks ahead in by itself. Floats.
+constexpr int ahead = 64;
+
 void to_planes(const float* rows, const int32_t* pixel, int channels, int first, int last, float* planes, size_t stride, int vectors) {
   for (int v = 0; v < vectors; v++, pixel += width, planes += width) {
     const bool full = pixel[0] >= 0 && pixel[width - 1] == pixel[0] + width - 1;   // no gap among them
@@ -349,7 +353,11 @@ void to_planes(const float* rows, const int32_t* pixel, int channels, int first,
       if (n == width && full) {
         const float* p = rows + ptrdiff_t(pixel[0]) * channels + c;
 #pragma GCC unroll 16
-        for (int i = 0; i < width; i++) r[i] = load(p + size_t(i) * size_t(channels));
+        for (int i = 0; i < width; i++) {
+          const float* row = p + size_t(i) * size_t(channels);
+          r[i] = load(row);
+          __builtin_prefetch(row + ahead);
+        }
         transpose(r);
         float* to = planes + size_t(c) * stride;
 #pragma GCC unroll 16
@@ -376,6 +384,7 @@ void from_planes(const float* planes, size_t stride, const int32_t* pixel, int c
       for (int i = 0; i < width; i++) {
         if (pixel[i] < 0) continue;
         float* p = rows + ptrdiff_t(pixel[i]) * channels + c;
+        __builtin_prefetch(p + ahead, 1);
         if (n == width) store(p, r[i]);
         else store_part(p, n, r[i]);
       }

@@ -62,11 +62,13 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
   if (vectors <= 0) return;
   const size_t begin = size_t(start) * size_t(kernels_->width);
   const float* mask = v.halo ? masks_[v.table].data() + begin : nullptr;
-  const int unit = s.kind == PlaneStep::in || s.kind == PlaneStep::out ? 16 : 1, channels = s.kind == PlaneStep::sample ? v.c / s.planes : v.c, units = (channels + unit - 1) / unit;
+  const bool converts = s.kind == PlaneStep::in || s.kind == PlaneStep::out, samples = s.kind == PlaneStep::sample;
+  const int unit = converts ? 16 : 1, channels = samples ? v.c / s.planes : v.c, units = (channels + unit - 1) / unit;
   const int c0 = int(int64_t(units) * panel / stage.panels) * unit, c1 = std::min(channels, int(int64_t(units) * (panel + 1) / stage.panels) * unit);
   size_t x_stride = 0, x2_stride = 0, y_stride = 0;
   // With a stride the rows say where in x they begin.
-  float *x = s.x >= 0 ? at(s.x, s.kind == PlaneStep::sample || s.strided() ? 0 : tile, slot, &x_stride) : nullptr, *x2 = s.x2 >= 0 ? at(s.x2, tile, slot, &x2_stride) : nullptr;
+  float* x = s.x >= 0 ? at(s.x, samples || s.strided() ? 0 : tile, slot, &x_stride) : nullptr;
+  float* x2 = s.x2 >= 0 ? at(s.x2, tile, slot, &x2_stride) : nullptr;
   float* y = s.y >= 0 ? at(s.y, tile, slot, &y_stride) : nullptr;
   switch (s.kind) {
     case PlaneStep::in:
@@ -137,10 +139,11 @@ double PlaneRegion::step_seconds(size_t index) const {
   const PlaneResolution& r = plan_.resolutions[size_t(v.resolution)];
   const PlaneRates& rate = plane_rates(*kernels_);
   const double vectors = v.vectors, all = vectors * v.c, way = bandwidth().cache;
-  auto far = [&](int i) { return i >= 0 && !places_[size_t(i)].own ? double(plan_.values[size_t(i)].c) * plan_.values[size_t(i)].h * plan_.values[size_t(i)].w * 4 / way : 0; };
+  auto bytes = [&](int i) { const PlaneValue& a = plan_.values[size_t(i)]; return double(a.h) * a.w * a.c * 4; };
+  auto far = [&](int i) { return i >= 0 && !places_[size_t(i)].own ? bytes(i) / way : 0; };
   switch (s.kind) {
     case PlaneStep::in:
-    case PlaneStep::out: return all * rate.convert + double(v.h) * v.w * v.c * 4 / way + (s.kind == PlaneStep::in ? far(s.y) : far(s.x));
+    case PlaneStep::out: return all * rate.convert + bytes(s.y >= 0 ? s.y : s.x) / way + far(s.x) + far(s.y);
     case PlaneStep::add: return all * rate.add + far(s.x) + far(s.x2) + far(s.y);
     case PlaneStep::depthwise: return all * double(s.taps.size()) * rate.tap * (s.strided() ? 2.5 : 1.5) + far(s.x) + far(s.y);
     case PlaneStep::sample: return all * rate.add * 2 + far(s.x) + far(s.y);
@@ -149,10 +152,10 @@ double PlaneRegion::step_seconds(size_t index) const {
       const BoundWeights& b = bound_[index];
       // What the nearest cache does not hold is waited for in part, lines that straddle two take longer: seen with chains.
       const double straddling = s.pointwise() || b.copy_stride ? 1 : kernels_->width < 16 ? 1.2 : 1.02;
-      double compute = double(w.blocks()) * vectors * (w.rows == 4 ? rate.block * 1.04 * straddling : rate.lone * 1.12) + all * rate.end * (1 + 0.6 * (b.passes - 1));
-      compute += double(b.sources.size()) * vectors * rate.add;
+      const double sums = double(w.blocks()) * vectors * (w.rows == 4 ? rate.block * 1.04 * straddling : rate.lone * 1.12);
+      const double ends = all * rate.end * (1 + 0.6 * (b.passes - 1)), copying = double(b.sources.size()) * vectors * rate.add;
       const double stream = b.bytes() > caches().l2 / 2 ? double(b.bytes()) * r.tiles / way : 0;
-      return std::max(compute, stream) + (far(s.y) + far(s.x2)) * 0.5;
+      return std::max(sums + ends + copying, stream) + double(b.bytes()) / way + far(s.y) + far(s.x2);   // weights come from afar once
     }
   }
   return 0;

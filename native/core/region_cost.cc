@@ -62,8 +62,8 @@ PlaneRates measure(const PlaneKernels& k) {
   const double add = least([&] { k.add(a, vectors); }) / (channels * vectors);
   const double convert = least([&] { k.to_planes(rows.data(), pixel.data(), channels, 0, channels, x, stride, vectors); }) / (channels * vectors);
   const double blocks = double(channels) * rounds;
-  return {std::max(block - end * outputs * vectors, block / 2) / (blocks * outputs / 4 * vectors), std::max(lone - end * outputs, lone / 2) / (blocks * outputs),
-          end, tap, add, convert};
+  return {std::max(block - end * outputs * vectors, block / 2) / (blocks * outputs / 4 * vectors),
+          std::max(lone - end * outputs, lone / 2) / (blocks * outputs), end, tap, add, convert};
 }
 
 }  // namespace

@@ -89,7 +89,8 @@ bool PlaneRegion::bind(std::string* message) {
       int panels = r.tiles >= threads_ ? 1 : std::min(int(w.ends.size()), (2 * threads_ + r.tiles - 1) / r.tiles);
       const bool copy = copies(s, w);
       const int vectors = std::min(r.tile_vectors, kernels_->line_vectors);
-      fits = bind_weights(w, s.taps, s.planes, r.pitch, stride, passes(s, w.rows, copy), panels, copy ? size_t(vectors) * size_t(kernels_->width) : 0, &bound_[i]);
+      const size_t copy_stride = copy ? size_t(vectors) * size_t(kernels_->width) : 0;
+      fits = bind_weights(w, s.taps, s.planes, r.pitch, stride, passes(s, w.rows, copy), panels, copy_stride, &bound_[i]);
       const BoundWeights& b = bound_[i];
       for (size_t k = 0; k < b.source_ends.size(); k++)
         copy_floats_ = std::max(copy_floats_, size_t(b.source_ends[k] - (k ? b.source_ends[k - 1] : 0)) * b.copy_stride);

@@ -1,5 +1,6 @@
 // One partition of claimed nodes, as the runtime runs it: its steps in order, and the values between them.
 #pragma once
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <string>

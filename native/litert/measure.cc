@@ -10,10 +10,9 @@ namespace {
 
 constexpr int runs = 3;   // at most, after one that fills the caches
 
-// One thread's own time, which neighbours on the machine do not lengthen; for several, the time on the wall.
-double now(int threads) {
+double now() {
   timespec t;
-  clock_gettime(threads > 1 ? CLOCK_MONOTONIC : CLOCK_THREAD_CPUTIME_ID, &t);
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
@@ -32,10 +31,10 @@ std::vector<float> floats(int64_t n) {
 
 template <class Run> double Stopwatch::best(double expected, Run run) {
   if (2 * expected > left_) return 0;
-  double least = 0, start = now(threads_), before = start;
+  double least = 0, start = now(), before = start;
   for (int i = 0; i <= runs && (i < 2 || before - start < left_); i++) {
     run();
-    double after = now(threads_), took = after - before;
+    double after = now(), took = after - before;
     if (i > 0 && (least == 0 || took < least)) least = took;
     before = after;
   }

@@ -9,19 +9,18 @@
 namespace paring {
 namespace litert {
 
-// Runs claims on made-up activations, as long as a few milliseconds per model last.
+// Runs claims on made-up activations, as long as a few milliseconds per model last. In one thread and in its own time, which
+// neighbours on the machine do not lengthen: what is measured must have been prepared for one thread.
 class Stopwatch {
  public:
-  explicit Stopwatch(int threads) : threads_(threads) {}
-  // Seconds of one run, the best of a few; 0 where there is no time left for it, or its like was measured before. What is
-  // measured must have been prepared. `expected`: seconds.
+  // Seconds of one run, the best of a few; 0 where there is no time left for it, or its like was measured before.
+  // `expected`: seconds.
   double product(const Product&, const Geometry&, double expected);
   double island(const Island&, const std::vector<std::vector<int>>& inputs, const std::vector<std::vector<int>>& outputs, double expected);
 
  private:
   template <class Run> double best(double expected, Run run);
 
-  int threads_;
   double left_ = 1e-2;
   std::set<std::string> seen_;
 };

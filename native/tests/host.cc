@@ -302,6 +302,38 @@ void check_hostile() {
   tflite_plugin_destroy_delegate(d);
 }
 
+// Sparse encodings that contradict themselves: the product is left alone, the other one is not.
+void check_encodings() {
+  const std::vector<std::function<void(Model&)>> damages = {
+      [](Model& m) { m.indices[7] = m.in; },
+      [](Model& m) { m.indices[7] = -1; },
+      [](Model& m) { m.segments[9] = m.segments[8] - 1; },
+      [](Model& m) { m.segments[9] = 1 << 30; },
+      [](Model& m) { m.segments[0] = 5; },
+      [](Model& m) { m.sparsity.level_count = 3; },
+      [](Model& m) { m.order[2] = 0; },
+      [](Model& m) { m.order[2] = 7; },
+      [](Model& m) { m.levels[0].dense_size++; },
+      [](Model& m) { m.levels[1].format = 2; },
+      [](Model& m) { m.levels[1].indices = nullptr; },
+      [](Model& m) { m.half.pop_back(); },
+      [](Model& m) { m.half.push_back(0); },
+  };
+  for (size_t i = 0; i <= damages.size(); i++) {
+    Model m(Model::densify);
+    if (i < damages.size()) damages[i](m);
+    TfLiteDelegate* d = make({{"measure", "false"}});
+    {
+      Runtime rt;
+      m.build(rt, 1);
+      bool right = rt.apply(d) == kOk && rt.claimed() == (i < damages.size() ? 1 : 2);
+      if (!right) fprintf(stderr, "damage %zu of the encoding\n", i);
+      CHECK(right);
+    }
+    tflite_plugin_destroy_delegate(d);
+  }
+}
+
 // Weights that no kernel takes stay with the runtime, and so do dense ones.
 void check_left_alone() {
   for (float bad : {INFINITY, NAN, 1.0f}) {
@@ -324,6 +356,7 @@ int main(int argc, char** argv) {
   for (auto kind : {Model::f32, Model::s8, Model::qd8, Model::conv, Model::densify})
     for (const char* threads : {"1", "2"}) check_results(kind, threads);
   check_left_alone();
+  check_encodings();
   check_hostile();
   check_threads();
   check_lives(lives);

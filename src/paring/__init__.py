@@ -7,6 +7,7 @@ from paring.measure.compare import compare
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
 from paring.runtime.native import delegate_path
+from paring.sparsify import sparsify
 from paring.tuning import Tuned, tune
 
 __version__ = "0.1.0"
@@ -25,5 +26,6 @@ __all__ = [
     "delegate_path",
     "load",
     "optimize",
+    "sparsify",
     "tune",
 ]

@@ -42,11 +42,24 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """Decisions for every operator of a graph, in its order."""
+    """Decisions for every operator of a graph, in its order.
+
+    Attributes:
+      graph: The graph.
+      recipe: What was asked for.
+      decisions: One for each operator.
+      pruned: Operators whose zeros are there on purpose: later stages keep them.
+    """
 
     graph: Graph
     recipe: Recipe
     decisions: tuple[Decision, ...]
+    pruned: frozenset[OpId] = frozenset()
+
+    @property
+    def asking(self) -> tuple[OpId, ...]:
+        """Operators whose weights are rounded by data."""
+        return tuple(d.op.id for d in self.decisions if d.settings is not None and d.settings.sequential)
 
     def by_op(self) -> Mapping[OpId, Decision]:
         """The decision of each operator."""

@@ -52,7 +52,7 @@ class Weight:
     Attributes:
       shape: As the operators see it.
       dtype: The type of the values that `read` gives (float32 even where float16 is stored).
-      stored: How the file stores it: float32, float16, int8, sparse, ...
+      stored: How the file stores it: float32, float16, int8, sparse float16, ...
       stored_bytes: Bytes in the file.
       reader: Gives rows [start, stop) of the first dimension.
       releaser: Lets the system take the pages back that reading brought in.

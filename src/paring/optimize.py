@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,73 +20,21 @@ from paring.formats import load
 from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
+from paring.formats.tflite.sparse import store_sparse
 from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
+from paring.outcome import Culprit, Report, Row
 from paring.plan import activation_input, ground, plan, refine
+from paring.pruning import Pruned, prune
 from paring.recipe import Recipe
 from paring.replay import Replay
 from paring.solve import Solution, requests, solve
-from paring.verify import PATHS, Verification, verify
+from paring.verify import PATH_NAMES, PATHS, Verification, alike, verify
 
 VERSION = "0.1.0"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One operator of the input, with what it got or why it got nothing."""
-
-    name: str
-    native: str
-    kind: str
-    mode: str
-    form: str
-    reason: str
-    weight_bytes: int
-    scope: str
-
-
-@dataclass(frozen=True)
-class Culprit:
-    """A tensor whose range leaves most of its channels without levels.
-
-    Attributes:
-      tensor: Its name.
-      low: Smallest value seen.
-      high: Largest.
-      channel_db: Signal to quantization noise of the median channel, in dB.
-      operators: The operators around it, by name: what to exempt.
-    """
-
-    tensor: str
-    low: float
-    high: float
-    channel_db: float
-    operators: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Report:
-    """What was done to a model, what it cost, and what running it showed."""
-
-    source: str
-    output: str
-    recipe: str
-    source_bytes: int
-    output_bytes: int
-    rows: tuple[Row, ...]
-    culprits: tuple[Culprit, ...]
-    verification: Verification | None
-    runtime: str | None
-    samples: int
-    seconds: dict[str, float]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def ratio(self) -> float:
-        """Output size over input size."""
-        return self.output_bytes / max(1, self.source_bytes)
+SAME = 1e-5  # relative: the same numbers, summed in another order
 
 
 @dataclass(frozen=True)
@@ -142,7 +90,8 @@ def optimize(
       limit: At most so many samples.
       image_range: For a folder of images and a float input: the values of pixels 0 and 255.
       kernels: Kernels to calibrate on: `xnnpack`, or `builtin` for those that TensorFlow's converter calibrates on.
-      progress: Called with the number of samples calibrated on; then, from 1 again, with that of layers rounded by data.
+      progress: Called with the number of layers pruned; then, from 1 again, with that of samples calibrated on and, again,
+        of layers rounded by data.
 
     Raises:
       InputError: Bad model, recipe, data or output path; exit code 2.
@@ -163,28 +112,36 @@ def optimize(
     target = check_target(output, overwrite)
     model = sink(load(source))
     original, evened = model, tuple[str, ...]()
+    densify = densify or chosen.prunes  # what is sparse already may become sparser
     graph = view(model, densify=densify, fold_ranges=chosen.static)
     clock.mark("load")
     if chosen.equalize:
         model, evened = _equalized(model, graph)
         graph = view(model, densify=densify, fold_ranges=chosen.static)
         clock.mark("equalize")
-    made = plan(graph, chosen)
-    clock.mark("plan")
     asked = data is not None or image_range is not None
     given = feeds(model, data, image_range=image_range, limit=limit) if asked else None
+    sparse, stored = Pruned(model, {}), tuple[str, ...]()
+    if chosen.prunes:
+        sparse = prune(model, graph, chosen, given, progress)
+        model = sparse.model
+        graph = view(model, densify=densify, fold_ranges=chosen.static)
+        clock.mark("prune")
+    made = replace(plan(graph, chosen), pruned=sparse.pruned)
+    clock.mark("plan")
     found = _statistics(model, graph, made, given, statistics, chosen, kernels, progress)
     clock.mark("calibrate")
     if found is not None:
         made = witnessed(refine(made, found), found)
     _check_strict(made, strict)
     made, solution = _reachable(made, strict, lambda made: solve(made, found))
-    if any(
-        d.settings is not None and d.settings.sequential for d in made.decisions
-    ):  # again, on the grids as they are now
+    if made.asking:  # again, on the grids as they are now
         made, solution = _reachable(made, strict, lambda made: _on_data(model, graph, made, found, given, progress))
     clock.mark("encode")
     changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model), _floors(made))
+    if sparse.sparse:
+        changed, stored = _stored_sparsely(changed, graph, sparse, _floors(made), given or feeds(model, None), verified)
+        clock.mark("store")
     verification = None
     part = target.with_name(f".{target.name}.{os.getpid()}.part") if target is not None else None
     try:
@@ -210,7 +167,7 @@ def optimize(
         recipe=chosen.name,
         source_bytes=len(original.data),
         output_bytes=size,
-        rows=_rows(made, solution.notes),
+        rows=_rows(made, solution.notes, sparse),
         culprits=tuple(Culprit(*c) for c in diagnose(made, found)) if found is not None else (),
         verification=verification,
         runtime=oldest_runtime(versions_of(changed.root, changed), _floors(made)),
@@ -218,6 +175,8 @@ def optimize(
         seconds=clock.seconds,
         notes=(
             *evened,
+            *sparse.notes,
+            *stored,
             *_notes(model, made, found, given, data),
             *_still_float(graph, chosen, solution),
             *((*verification.notes, *fitted(made)) if verification is not None else ()),
@@ -330,8 +289,33 @@ def _on_data(
     if given is None:
         rounding = next(d.settings.rounding for d in made.decisions if d.settings is not None and d.settings.sequential)
         raise InputError(f"rounding {rounding} needs data", todo="Give samples with --data, or take --rounding nearest")
-    with Replay(model, graph, made, given, progress=progress) as replay:
+    with Replay(model, graph, made.asking, given, progress=progress) as replay:
         return solve(made, found, replay)
+
+
+def _stored_sparsely(
+    dense: TfliteModel, graph: Graph, sparse: Pruned, floors: list[str], given: list[Feed], verified: bool
+) -> tuple[TfliteModel, tuple[str, ...]]:
+    """The model with pruned weights stored without their zeros, and what to say of it.
+
+    Raises:
+      BoundError: A runtime path does not give the dense model's outputs.
+    """
+    weights = []
+    for op in (op for op in graph.ops if op.id in sparse.sparse):
+        number, result = op.outputs[0][0], dense.places[op.outputs[0][0]][op.outputs[0][1]]
+        operator = next(o for o in dense.subgraphs[number].operators if result in o.outputs)
+        weights += [(number, int(operator.inputs[use.input])) for use, _ in graph.weights_of(op)]
+    changed, count = store_sparse(dense, weights, floors)
+    for path, difference in alike(dense, changed, given).items() if verified and count else ():
+        if isinstance(difference, str) or not difference <= SAME:
+            raise BoundError(
+                "sparse weights are not read rightly", where=PATH_NAMES[path], expected="the outputs of the dense file",
+                got=difference if isinstance(difference, str) else f"a relative difference of {difference:.3g}",
+                todo="Nothing was written; take storage dense",
+            )  # fmt: skip
+    rest = len(sparse.sparse) - count
+    return changed, (f"{rest} layers have too few zeros to be smaller without them: stored dense",) if rest else ()
 
 
 def _record(recipe: Recipe, model: TfliteModel) -> dict[str, Any]:
@@ -397,12 +381,15 @@ def _floors(made: Plan) -> list[str]:
     return [demands.since[form] for demands, form in forms if form in demands.since]
 
 
-def _rows(made: Plan, notes: Any) -> tuple[Row, ...]:
+def _rows(made: Plan, notes: Mapping[str, str], sparse: Pruned) -> tuple[Row, ...]:
     rows = []
     for d in made.decisions:
         size = sum(t.weight.stored_bytes for _, t in made.graph.weights_of(d.op) if t.weight)
         reason = "; ".join(filter(None, (d.reason, notes.get(d.op.name))))
-        rows.append(Row(d.op.name, d.op.native, d.op.kind, d.mode, d.form, reason, size, d.op.scope))
+        row = Row(d.op.name, d.op.native, d.op.kind, d.mode, d.form, reason, size, d.op.scope)
+        if (layer := sparse.layers.get(d.op.id)) is not None:
+            row = replace(row, sparsity=layer.sparsity, pattern=layer.pattern, lost=layer.error, pruning=layer.reason)
+        rows.append(row)
     return tuple(rows)
 
 

@@ -9,13 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
 
 from paring.compress.quantize import CHOICES, Quantize
+from paring.compress.sparsify import Sparsify
 from paring.errors import InputError
-from paring.graph import Graph, Op
+from paring.graph import Graph, Op, OpId
 
 VERSION = 1
 IO_TYPES = ("float32", "int8", "uint8", "int16")
@@ -28,6 +30,8 @@ ALIASES = {
     "static_wi8_ai8": "int8",
     "static_wi8_ai16": "int8-int16",
 }
+STAGES: Mapping[str, type[Quantize] | type[Sparsify]] = MappingProxyType({"sparsify": Sparsify, "quantize": Quantize})
+"""What a rule may apply, in the order in which it is applied."""
 _RULE_KEYS = ("name", "kind", "min_size", "max_size", "position", "apply", "optional")
 _RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules", "skip", "only", "equalize")
 
@@ -37,13 +41,14 @@ class Rule:
     """One rule: selectors, all of which must hold, and what to apply.
 
     Attributes:
-      apply: The algorithm, None for `float`.
+      apply: How it is quantized, None for `float`.
       name: Regular expression searched in the operator's name.
       kind: Canonical kind or native operator name, several separated by `|`; `*` for all.
       min_size: Least number of elements in the operator's largest weight.
       max_size: Most.
       position: `first` or `last` operator with weights.
       optional: Whether it may match nothing.
+      prune: How its weights are pruned before, None where they are not.
     """
 
     apply: Quantize | None
@@ -53,12 +58,20 @@ class Rule:
     max_size: int | None = None
     position: str | None = None
     optional: bool = False
+    prune: Sparsify | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None:
             _compile(self.name)
         if self.position not in (None, "first", "last"):
             raise InputError("bad selector", where="position", expected="first or last", got=repr(self.position))
+        integers = self.apply is not None and self.apply.weights in ("int8", "int4")
+        if self.prune is not None and self.prune.storage == "sparse" and integers:
+            raise InputError(
+                "cannot store zeros sparsely", where=f"rule {self.describe()}", expected="float32 or float16 weights",
+                got=f"{self.apply.weights if self.apply else ''} weights, which stock LiteRT then reads wrongly or not at all",
+                todo="Take storage dense, which compresses as well in an archive",
+            )  # fmt: skip
 
     def describe(self) -> str:
         """The selectors in one line, for messages."""
@@ -180,7 +193,9 @@ class Recipe:
         rules: list[dict[str, Any]] = []
         for rule in self.rules:
             said = {k: getattr(rule, k) for k in _RULE_KEYS[:5] if getattr(rule, k) is not None}
-            said["apply"] = "float" if rule.apply is None else {"quantize": rule.apply.settings()}
+            stages = (("sparsify", rule.prune), ("quantize", rule.apply))
+            applied = [{name: settings.settings()} for name, settings in stages if settings is not None]
+            said["apply"] = applied if len(applied) > 1 else applied[0] if applied else "float"
             rules.append(said | ({"optional": True} if rule.optional else {}))
         own: dict[str, Any] = {"description": self.description} if self.description else {}
         own |= {k: getattr(self, k) for k in ("inputs", "outputs") if getattr(self, k) != "float32"}
@@ -211,14 +226,27 @@ class Recipe:
         return any(rule.apply is not None and rule.apply.static for rule in self.rules)
 
     @property
+    def prunes(self) -> bool:
+        """True where a rule prunes."""
+        return any(rule.prune is not None for rule in self.rules)
+
+    @property
     def needs_data(self) -> bool:
         """True where a rule looks at activations."""
         return any(rule.apply is not None and rule.apply.needs_data for rule in self.rules)
 
     # -- matching ------------------------------------------------------------------------------------------------
 
-    def match(self, graph: Graph) -> dict[tuple[int, int], tuple[Quantize | None, str]]:
-        """What each operator gets, with the reason.
+    def match(self, graph: Graph) -> dict[OpId, tuple[Quantize | None, str]]:
+        """How each operator is quantized, with the reason.
+
+        Raises:
+          InputError: A rule, a `skip` or an `only` pattern matches no operator and is not optional.
+        """
+        return {op: (rule.apply if rule is not None else None, why) for op, (rule, why) in self.winners(graph).items()}
+
+    def winners(self, graph: Graph) -> dict[OpId, tuple[Rule | None, str]]:
+        """The rule that each operator follows, None for float, with the reason.
 
         Raises:
           InputError: A rule, a `skip` or an `only` pattern matches no operator and is not optional.
@@ -228,7 +256,7 @@ class Recipe:
         }
         ordered = [op.id for op in graph.ops if weighted[op.id]]
         ends = {"first": ordered[:1], "last": ordered[-1:]}
-        chosen: dict[tuple[int, int], tuple[Quantize | None, str]] = {}
+        chosen: dict[OpId, tuple[Rule | None, str]] = {}
         for number, rule in enumerate(self.rules, 1):
             hits = [op for op in graph.ops if _matches(rule, op, weighted[op.id], ends)]
             if not hits and not rule.optional and graph.ops:
@@ -237,7 +265,7 @@ class Recipe:
                     "Say `optional: true` in the rule if that is intended",
                 )  # fmt: skip
             for op in hits:
-                chosen[op.id] = (rule.apply, f"rule {number}")
+                chosen[op.id] = (rule, f"rule {number}")
         for option in ("only", "skip"):
             for pattern in getattr(self, option):
                 if not any(_touches(pattern, op) for op in graph.ops):
@@ -311,31 +339,43 @@ def _rule(data: Any, where: str) -> Rule:
     for key, kind in (("name", str), ("kind", str), ("min_size", int), ("max_size", int), ("optional", bool)):
         if key in selectors and type(selectors[key]) is not kind:
             raise InputError(f"bad {where}", expected=f"{key} of type {kind.__name__}", got=repr(selectors[key]))
-    return Rule(apply=_apply(data["apply"], where), **selectors)
+    stages = _apply(data["apply"], where)
+    return Rule(apply=stages.get("quantize"), prune=stages.get("sparsify"), **selectors)
 
 
-def _apply(data: Any, where: str) -> Quantize | None:
+def _apply(data: Any, where: str) -> dict[str, Any]:
+    """The stages by name; none for `float`."""
     if data == "float":
-        return None
-    if isinstance(data, list) and len(data) == 1:
-        data = data[0]
-    if not isinstance(data, Mapping) or len(data) != 1:
-        raise InputError(f"bad `apply` in {where}", expected="`float` or `{quantize: {...}}`", got=repr(data))
-    (name, settings), *_ = data.items()
-    if name != "quantize":
-        raise InputError(
-            f"unknown algorithm {name!r} in {where}", expected="quantize", todo=_nearest(name, ["quantize"])
-        )
-    if not isinstance(settings, Mapping):
-        raise InputError(f"bad `quantize` in {where}", expected="a mapping of settings", got=repr(settings))
-    _known(settings, [f.name for f in fields(Quantize)], f"{where}: quantize")
-    values = dict(settings)
-    if values.get("granularity") != "block" and values.get("block_size"):
-        values.setdefault("granularity", "block")
-    try:
-        return Quantize(**values)
-    except TypeError as error:
-        raise InputError(f"bad `quantize` in {where}", got=str(error)) from error
+        return {}
+    stages = data if isinstance(data, list) and data else [data]
+    found: dict[str, Any] = {}
+    for stage in stages:
+        if not isinstance(stage, Mapping) or len(stage) != 1:
+            raise InputError(
+                f"bad `apply` in {where}", expected="`float` or `{quantize: {...}}`, `{sparsify: {...}}` or a list of both",
+                got=repr(stage),
+            )  # fmt: skip
+        (name, settings), *_ = stage.items()
+        if name not in STAGES:
+            raise InputError(
+                f"unknown algorithm {name!r} in {where}",
+                expected=" or ".join(STAGES),
+                todo=_nearest(name, list(STAGES)),
+            )
+        if not isinstance(settings, Mapping):
+            raise InputError(f"bad `{name}` in {where}", expected="a mapping of settings", got=repr(settings))
+        _known(settings, [f.name for f in fields(STAGES[name])], f"{where}: {name}")
+        values = dict(settings)
+        if name == "quantize" and values.get("granularity") != "block" and values.get("block_size"):
+            values.setdefault("granularity", "block")
+        try:
+            found[name] = STAGES[name](**values)
+        except TypeError as error:
+            raise InputError(f"bad `{name}` in {where}", got=str(error)) from error
+    if len(found) < len(stages) or list(found) != [name for name in STAGES if name in found]:
+        said = ", ".join(str(*stage) for stage in stages)
+        raise InputError(f"bad `apply` in {where}", expected=f"each once, in the order {', '.join(STAGES)}", got=said)
+    return found
 
 
 __all__ = ["ALIASES", "CHOICES", "Recipe", "Rule", "text_of"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat, tee
 from pathlib import Path
@@ -21,7 +21,6 @@ from paring.compress.encodings import decode
 from paring.compress.gram import Gram, GramSum
 from paring.compress.unfold import Unfolding
 from paring.data import Feed
-from paring.decision import Decision, Plan
 from paring.edits import Edit
 from paring.errors import UnsupportedError
 from paring.findings import fit
@@ -30,7 +29,7 @@ from paring.formats.tflite.constants import quantization_of
 from paring.formats.tflite.extract import extract
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.program import bodies, build
-from paring.graph import Graph, Quantization, TensorId
+from paring.graph import Graph, Op, OpId, Quantization, TensorId
 from paring.grids import LEVELS
 from paring.runtime import Worker
 from paring.runtime.wire import receive, send
@@ -79,7 +78,7 @@ class Replay:
         self,
         model: TfliteModel,
         graph: Graph,
-        plan: Plan,
+        asking: Collection[OpId],
         feeds: Sequence[Feed],
         *,
         samples: int = SAMPLES,
@@ -90,14 +89,12 @@ class Replay:
         Args:
           model: The float model.
           graph: Its graph, as planned on.
-          plan: The plan; operators whose settings look at data will ask.
+          asking: The operators that may be asked for.
           feeds: Samples for each entry.
           samples: At most so many of them.
           progress: Called with the number of operators done.
         """
         self.model, self.graph, self.samples, self.progress = model, graph, samples, progress
-        asking = [d.op.id for d in plan.decisions if d.settings is not None and d.settings.sequential]
-        self.asking = asking
         self.walks = {
             feed.subgraph: _Walk(feed, max((p for s, p in asking if s == feed.subgraph), default=-1)) for feed in feeds
         }
@@ -118,7 +115,7 @@ class Replay:
 
     def gram(
         self,
-        decision: Decision,
+        op: Op,
         unfolding: Unfolding,
         edits: Sequence[Edit],
         borders: Mapping[TensorId, Quantization],
@@ -127,13 +124,12 @@ class Replay:
         """Moments of an operator's input; None where no sample reaches it or its values cannot be seen.
 
         Args:
-          decision: The operator.
+          op: The operator.
           unfolding: How its weights meet the input.
           edits: Those of the operators solved so far.
           borders: Integer grids of the graph's inputs and outputs.
           grid: The integer grid that the operator reads its input on; None for float.
         """
-        op = decision.op
         source = op.inputs[op.demands.data[0]] if op.demands is not None else None
         if source is None:
             return None

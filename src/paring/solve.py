@@ -85,7 +85,7 @@ class Inputs(Protocol):
 
     def gram(
         self,
-        decision: Decision,
+        op: Op,
         unfolding: Unfolding,
         edits: Sequence[Edit],
         borders: Mapping[TensorId, Quantization],
@@ -280,7 +280,10 @@ class _Solver:
         if key not in self.encoded:
             reduced = tuple(d % len(weight.shape) for d in use.reduced)
             gram = self.gram(decision, use, tensor, read)
-            context = Context(decision.op.name, axis, reduced, self.moments(decision), tensor.quantization, gram)
+            context = Context(
+                decision.op.name, axis, reduced, self.moments(decision), tensor.quantization, gram,
+                pruned=decision.op.id in self.plan.pruned,
+            )  # fmt: skip
             try:
                 self.encoded[key] = encode(settings, weight, context)
             except InputError as error:
@@ -300,7 +303,7 @@ class _Solver:
         if unfolding is None:
             self.notes[name] = f"{settings.rounding} knows no {decision.op.native} of this form: rounded to nearest"
             return None
-        found = self.inputs.gram(decision, unfolding, self.edits, self.bordering, read)
+        found = self.inputs.gram(decision.op, unfolding, self.edits, self.bordering, read)
         if found is None:
             self.notes[name] = f"no finite sample reaches it, so it is rounded to nearest, not by {settings.rounding}"
             return None

@@ -102,6 +102,23 @@ def verify(
     return result
 
 
+def alike(one: TfliteModel, other: TfliteModel, feeds: Sequence[Feed], *, compare: int = 4) -> dict[str, float | str]:
+    """By path that runs `one`, the largest relative difference of the outputs of `other`, or why it does not run."""
+    found: dict[str, float | str] = {}
+    with tempfile.TemporaryDirectory(prefix="paring-") as folder:
+        paths = {"source": Path(folder) / "source.tflite", "written": Path(folder) / "written.tflite"}
+        one.save(paths["source"])
+        other.save(paths["written"])
+        for path in PATHS:
+            result = Verification()
+            _path(one, other, feeds, path, paths, Path(folder), compare, result)
+            if path in result.failed:
+                found[path] = result.failed[path]
+            elif path not in result.skipped:
+                found[path] = float("nan") if result.nan else max(result.difference.values(), default=0.0)
+    return found
+
+
 def _pieces(written: TfliteModel, path: str, folder: Path, result: Verification) -> None:
     """Every quantized operator alone, so that memory stays bounded by one of them."""
     worst: dict[str, Finding] = {}

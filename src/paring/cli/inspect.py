@@ -32,7 +32,7 @@ def inspect(
     """Show every operator of a model: shapes, type, parameters, bytes, multiply-adds, zeros; or what zeros gain."""
     chosen = find(target) if target is not None else None
     opened = load(model)
-    graph = view(opened, densify=chosen is not None)
+    graph = view(opened, densify=True)
     if chosen is not None:
         _show_gains(model, chosen, gains(graph, chosen.name), as_json)
         return
@@ -52,7 +52,10 @@ def inspect(
         )  # fmt: skip
     out = console()
     out.print(table)
-    total = {k: sum(row[k] for row in rows) for k in ("parameters", "macs")}
+    own = [
+        row for op, row in zip(graph.ops, rows, strict=True) if not op.constant
+    ]  # others only unpack what these read
+    total = {k: sum(row[k] for row in own) for k in ("parameters", "macs")}
     out.print(
         f"{len(rows)} operators in {len(opened.subgraphs)} subgraphs, {size(len(opened.data))}, "
         f"{total['parameters']:,} parameters, {total['macs']:,} multiply-adds"

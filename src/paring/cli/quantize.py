@@ -66,11 +66,14 @@ def run(
         got = f"no folder {save_statistics.parent}"
         raise InputError("cannot write the statistics", where=str(save_statistics), got=got)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("calibrating", total=settings.get("limit"), visible=False)
+        counts = [*(["pruning"] if recipe.prunes else []), "calibrating", "rounding"]
+        task = progress.add_task(counts[0], total=None if recipe.prunes else settings.get("limit"), visible=False)
 
         def step(done: int) -> None:
-            if done < progress.tasks[0].completed:  # a second count begins
-                progress.update(task, description="rounding", total=None)
+            if done < progress.tasks[0].completed and len(counts) > 1:  # the next count begins
+                counts.pop(0)
+                total = settings.get("limit") if counts[0] == "calibrating" else None
+                progress.update(task, description=counts[0], total=total)
             progress.update(task, completed=done, visible=True)
 
         result = optimize(model, recipe, data, output=output, progress=step, **settings)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from paring.compress.gram import Gram
+from paring.compress.unfold import Unfolding
 from paring.graph import Quantization
 
 
@@ -49,7 +50,9 @@ class Context:
       reduced: Dimensions summed over with the input.
       moments: Input statistics, None without data.
       grid: The grid the values already lie on (a weight that was quantized elsewhere), None for a float weight.
-      gram: Second moments of the rows that the weights meet, None unless rounding asked for them.
+      gram: Second moments of the rows that the weights meet, None unless the algorithm asked for them.
+      unfolding: How the weights lie as matrices, where that is known without data.
+      pruned: The zeros among the weights are there on purpose, however few: they stay.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Context:
     moments: Moments | None = None
     grid: Quantization | None = None
     gram: Gram | None = None
+    unfolding: Unfolding | None = None
+    pruned: bool = False
 
     def input_spread(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
         """Variance and mean of the input that each weight element meets, broadcastable to `shape`; None without data."""

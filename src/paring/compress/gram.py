@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from paring.compress.support import fit
 from paring.compress.unfold import Unfolding
 
 BLUR = 1e-4  # of an input's power: below, what float32 sums leave of a variance is their own rounding
@@ -60,7 +61,7 @@ class Gram:
             else:
                 return held
 
-    def retarget(self, weight: np.ndarray, damping: float) -> np.ndarray:
+    def retarget(self, weight: np.ndarray, damping: float, kept: np.ndarray | None = None) -> np.ndarray:
         """The weights that give the float model's outputs from x': least squares, drawn to `weight` by the damping.
 
         |W x - W' x'|^2 is least where W' E[x' x'^T] = W E[x x'^T]; rounding W' on x' then makes good what the layers before
@@ -69,12 +70,15 @@ class Gram:
         Args:
           weight: float32, the operator's weights W.
           damping: Share of the mean diagonal that pulls towards W.
+          kept: bool [groups, rows, inputs]; where False, W' is to be zero.
         """
         held = self.damped(damping)
         pulled = self.cross + (held - self.second)
         matrix = self.unfolding.matrix(weight).astype(np.float64)
-        moved = np.linalg.solve(held, pulled @ np.swapaxes(matrix, -1, -2))
-        return np.asarray(self.unfolding.tensor(np.swapaxes(moved, -1, -2)), np.float32)
+        moved = np.swapaxes(np.linalg.solve(held, pulled @ np.swapaxes(matrix, -1, -2)), -1, -2)
+        if kept is not None:
+            moved = fit(moved, held, kept)
+        return np.asarray(self.unfolding.tensor(moved), np.float32)
 
     def shift(self, weight: np.ndarray, decoded: np.ndarray) -> np.ndarray:
         """What the mean output lost by going from W x to `decoded` x', per output channel, float32."""

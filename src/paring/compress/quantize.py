@@ -12,6 +12,7 @@ from paring.compress.base import Context, Encoded
 from paring.compress.encodings import FORMS, decode
 from paring.compress.gram import Gram
 from paring.compress.rounding import ROUNDERS
+from paring.compress.support import PROMISE, supports
 from paring.errors import InputError
 from paring.graph import Quantization
 
@@ -122,7 +123,7 @@ class Quantize:
         return {"weights": self.weights, "activations": self.activations, **found}
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
-        """Rounds float32 values onto the grid; zeros stay zeros.
+        """Rounds float32 values onto the grid; zeros stay zeros (rounded by data: where so many are zero that somebody pruned).
 
         Args:
           weight: float32, any shape; int4 blocks want [outputs, inputs] with inputs a multiple of `block_size`.
@@ -141,20 +142,33 @@ class Quantize:
             if ((codes >= -top) & (codes < top)).all():
                 return Encoded(codes.astype(np.int8), form.dtype, kept)
         gram = context.gram if self.sequential else None
+        left = None
         if gram is not None:
-            weight = gram.retarget(weight, self.damping)
+            zeros = weight == 0
+            left = gram.unfolding.matrix(~zeros) if context.pruned or zeros.mean() >= PROMISE else None
+            weight = gram.retarget(weight, self.damping, left)
         found = self._encode_blocks(weight, context) if self.granularity == "block" else self._nearest(weight, context)
-        return found if gram is None else self._round(weight, gram, found)
+        return found if gram is None else self._round(weight, gram, left, found)
 
-    def _round(self, weight: np.ndarray, gram: Gram, nearest: Encoded) -> Encoded:
-        """The codes of `rounding` on the grid of the nearest ones."""
+    def _round(self, weight: np.ndarray, gram: Gram, left: np.ndarray | None, nearest: Encoded) -> Encoded:
+        """The codes of `rounding` on the grid of the nearest ones, 0 where nothing is `left`."""
         assert nearest.grid is not None
         form, unit = FORMS[self.weights], replace(nearest.grid, zero_point=np.zeros_like(nearest.grid.zero_point))
-        matrix = gram.unfolding.matrix
-        codes = ROUNDERS[self.rounding](
-            matrix(weight), gram.damped(self.damping), matrix(decode(np.ones(weight.shape, np.int8), unit)),
-            form.low, form.high, act_order=self.act_order, iterations=self.iterations,
-        )  # fmt: skip
+        matrix, second = gram.unfolding.matrix, gram.damped(self.damping)
+        values, steps = matrix(weight), matrix(decode(np.ones(weight.shape, np.int8), unit))
+
+        def rounded(values: np.ndarray, second: np.ndarray, steps: np.ndarray) -> np.ndarray:
+            options: dict[str, Any] = {"act_order": self.act_order, "iterations": self.iterations}
+            return ROUNDERS[self.rounding](values, second, steps, form.low, form.high, **options)
+
+        if left is None:
+            codes = rounded(values, second, steps)
+        else:
+            codes = np.zeros(values.shape, np.int8)
+            for part in supports(left):
+                own = part.take(steps, np.nan)
+                own = np.where(np.isnan(own), np.nanmean(own, axis=-1, keepdims=True), own)
+                part.put(rounded(part.take(values), part.second(second), own), codes)
         return replace(nearest, values=gram.unfolding.tensor(codes))
 
     def _nearest(self, weight: np.ndarray, context: Context) -> Encoded:

@@ -64,6 +64,11 @@ class Unfolding:
             return None
         return cls(op.kind, shape, groups, parts, dict(op.params))
 
+    @classmethod
+    def plain(cls, shape: tuple[int, ...]) -> Unfolding:
+        """Weights whose first dimension are the outputs."""
+        return cls("dense" if len(shape) == 2 else "conv2d", shape)
+
     @property
     def rows(self) -> int:
         """Rows of one group."""
@@ -95,6 +100,21 @@ class Unfolding:
         if self.kind == "matmul" and not self.params.get("adj_y"):
             matrix = np.swapaxes(matrix.reshape(*self.shape[:-2], self.rows, -1), -1, -2)
         return np.ascontiguousarray(matrix).reshape(self.shape)
+
+    def taps(self, matrix: np.ndarray) -> np.ndarray:
+        """[groups * parts, rows, inputs] -> [groups, rows, taps, inputs of one tap]."""
+        if self.parts > 1:
+            matrix = matrix.transpose(1, 0, 2)
+        depth = self.shape[-1] if self.kind in ("dense", "conv2d", "conv2d_transpose") else 1
+        if self.kind == "matmul":
+            depth = self.shape[-1 if self.params.get("adj_y") else -2]
+        return matrix.reshape(self.groups, self.rows, -1, depth)
+
+    def untaps(self, values: np.ndarray) -> np.ndarray:
+        """The inverse of `taps`."""
+        if self.parts > 1:
+            return np.ascontiguousarray(values.reshape(self.rows, self.parts, -1).transpose(1, 0, 2))
+        return values.reshape(self.groups, self.rows, -1)
 
     def channels(self, values: np.ndarray) -> np.ndarray:
         """Values of rows [groups * parts, rows] -> one per output channel: the sum over parts."""

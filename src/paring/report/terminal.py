@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,12 +12,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from paring.decision import CONSTANT, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ONLY
 from paring.measure.store import finite
-from paring.optimize import Report
-from paring.plan import CONSTANT, FLOAT
+from paring.outcome import Report, Row
 from paring.verify import PATH_NAMES, PATHS, Verification
 
 ALL_ROWS = 120
+QUANTIZED = (STATIC, DYNAMIC, WEIGHT_ONLY, KEPT)
 LARGE = 0.5  # relative difference of an output that no user should overlook
 _STYLES = {
     "other": "dim",
@@ -62,6 +64,54 @@ def console(*, stderr: bool = False) -> Console:
 def show(report: Report, out: Console, *, every: bool = False) -> None:
     """Prints the report: every operator with what it became and why, then size, verification and what to do next."""
     rows = [r for r in report.rows if r.mode != CONSTANT]
+    if any(r.pruning for r in rows):
+        show_pruning(report, out)
+    if any(r.mode in QUANTIZED for r in rows) or not any(r.pruning for r in rows):
+        show_rows(report, rows, out, every=every)
+    counts = Counter(r.mode for r in rows)
+    said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
+    folded = sum(r.mode == CONSTANT for r in report.rows)
+    out.print(f"{len(rows)} operators: {said}" + (f" ({folded} more only unpack weights)" if folded else ""))
+    out.print(
+        f"[bold]{size(report.source_bytes)} -> {size(report.output_bytes)}[/] ({report.ratio:.2f}x, "
+        f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), runs on TensorFlow Lite "
+        f"{report.runtime or 'newer than all that are known here'} and later"
+    )
+    if report.verification is not None:
+        show_verification(report.verification, out)
+    else:
+        out.print("[yellow]not verified (--no-verify)[/]")
+    for note in report.notes:
+        out.print(f"note: {escape(note)}")
+    show_advice(report, out)
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items() if seconds >= 0.005)
+    out.print(f"[dim]{took}[/]")
+
+
+def show_pruning(report: Report, out: Console) -> None:
+    """Prints which layers were pruned, and why others were not."""
+    rows = [r for r in report.rows if r.pruning]
+    table = Table(title="pruned layers", title_justify="left", pad_edge=False)
+    for column in ("operator", "kind", "zeros", "pattern", "output error", "why"):
+        right = column in ("zeros", "output error")
+        table.add_column(column, overflow="fold", justify="right" if right else "left")
+    for row in (r for r in rows if r.sparsity is not None):
+        lost = "" if row.lost is None else f"{row.lost:.3f}"
+        table.add_row(
+            escape(short_name(row.name)),
+            row.native,
+            f"[green]{row.sparsity:.1%}[/]",
+            row.pattern,
+            lost,
+            escape(row.pruning),
+        )
+    out.print(table)
+    for (native, why), count in Counter((r.native, r.pruning) for r in rows if r.sparsity is None).most_common():
+        out.print(f"not pruned: {count} {native}: {escape(why)}")
+
+
+def show_rows(report: Report, rows: Sequence[Row], out: Console, *, every: bool) -> None:
+    """Prints what each operator became and why."""
     table = Table(title=f"{report.recipe}: what each operator became", title_justify="left", pad_edge=False)
     table.add_column("operator", overflow="fold")
     table.add_column("kind")
@@ -84,24 +134,6 @@ def show(report: Report, out: Console, *, every: bool = False) -> None:
                 escape(reason),
             )
     out.print(table)
-    counts = Counter(r.mode for r in rows)
-    said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
-    folded = sum(r.mode == CONSTANT for r in report.rows)
-    out.print(f"{len(rows)} operators: {said}" + (f" ({folded} more only unpack weights)" if folded else ""))
-    out.print(
-        f"[bold]{size(report.source_bytes)} -> {size(report.output_bytes)}[/] ({report.ratio:.2f}x, "
-        f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), runs on TensorFlow Lite "
-        f"{report.runtime or 'newer than all that are known here'} and later"
-    )
-    if report.verification is not None:
-        show_verification(report.verification, out)
-    else:
-        out.print("[yellow]not verified (--no-verify)[/]")
-    for note in report.notes:
-        out.print(f"note: {escape(note)}")
-    show_advice(report, out)
-    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in report.seconds.items() if seconds >= 0.005)
-    out.print(f"[dim]{took}[/]")
 
 
 def show_verification(found: Verification, out: Console) -> None:
@@ -116,7 +148,8 @@ def show_verification(found: Verification, out: Console) -> None:
             wrong = found.wrong(path)
             total = len(found.findings[path])
             if not wrong:
-                out.print(f"verified on {name}: {total} quantized operators within their bound of the arithmetic")
+                said = f"{total} quantized operators within their bound of the arithmetic"
+                out.print(f"verified on {name}: {said if total else 'it runs; no operator is quantized'}")
             for finding in wrong:
                 out.print(
                     f"[red]wrong on {name}[/]: {escape(short_name(finding.name))} ({finding.native}) is off by "

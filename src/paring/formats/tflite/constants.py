@@ -57,7 +57,8 @@ def constant_weight(model: TfliteModel, tensor: Table, *, densify: bool = False)
         if not densify or name == "INT4":
             return None
         dtype = DTYPES[name]
-        return Weight(shape, type_name(tensor), "sparse", raw.nbytes, _rows(lambda: _densify(tensor, raw.view(dtype))))
+        kind = type_name(tensor)
+        return Weight(shape, kind, f"sparse {kind}", raw.nbytes, _rows(lambda: _densify(tensor, raw.view(dtype))))
     if name == "INT4":
         return Weight(
             shape, "int4", "int4", raw.nbytes, _rows(lambda: unpack_int4(raw, math.prod(shape)).reshape(shape))

@@ -1,0 +1,220 @@
+"""Sparsify: zeros in a pattern, chosen and made good together so that the layer's output suffers least."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from paring.compress.base import Context, Encoded
+from paring.compress.gram import Gram
+from paring.compress.pattern import UNSTRUCTURED, Pattern
+from paring.compress.support import PROMISE, fit
+from paring.compress.unfold import Unfolding
+from paring.errors import InputError
+
+CHOICES: dict[str, tuple[str, ...]] = {"storage": ("dense", "sparse"), "allocation": ("uniform", "error")}
+STEPS, LEAST = 100, 25  # rounds of the search: for rows of up to WIDE inputs, and for the widest
+WIDE = 1024
+LOOSE, TIGHT = (
+    0.03,
+    1.0,
+)  # how strongly weights are drawn to the pattern, in the inputs' own power: at first, in the end
+SETTLED = 3  # rounds in which no zero moves
+Choose = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sparsify:
+    """One-shot pruning of one operator, without training.
+
+    With data: the zeros are searched for by the alternating direction method of multipliers (Boyd et al. 2011; for pruning:
+    Meng, Behdin, Wang, Mazumder: ALPS, NeurIPS 2024) and the weights that stay are the exact optimum for these zeros
+    (Frantar, Alistarh: Optimal Brain Compression, NeurIPS 2022, solve the same problem greedily). Without data the smallest
+    weights go, and the others stay as they are.
+
+    Attributes:
+      sparsity: Share of weights that become zero, above 0 and below 1; not needed with N:M patterns.
+      pattern: `unstructured`, blocks of outputs x inputs (`4x1`, `16x1`, `16x4`, ...) or N of M inputs (`2:4`). Empty: what
+        the target gains most from, `unstructured` without a target.
+      target: The runtime that has to gain; layers from which it would not gain are left alone. Empty: all layers.
+      storage: `dense`, which every runtime reads, or `sparse`: zeros take no room in the file; only where that is read right.
+      allocation: `uniform`: each layer gets the same share of zeros. `error` (needs data): layers that one rule selects share
+        the zeros so that the sum of their relative output errors is least.
+      damping: Share of the mean second moment that is added to each input's.
+      bias_correction: Shift the bias so that the mean output is that of the dense weights (needs data).
+      mend: Layers that the rule selects but that are not pruned are fitted to what they read behind pruned ones (needs data).
+      min_size: Layers with fewer weights are not pruned.
+
+    >>> s = Sparsify(0.5, "2x1")
+    >>> w = np.array([[0.1, 0.4], [0.2, -0.5]], np.float32)
+    >>> s.encode(w, Context("layer", axis=0)).values.tolist()
+    [[0.0, 0.4000000059604645], [0.0, -0.5]]
+    """
+
+    sparsity: float | None = None
+    pattern: str = ""
+    target: str = ""
+    storage: str = "dense"
+    allocation: str = "uniform"
+    damping: float = 0.01
+    bias_correction: bool = True
+    mend: bool = True
+    min_size: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                expected, got = ", ".join(allowed), repr(getattr(self, name))
+                raise InputError("bad setting", where=f"sparsify.{name}", expected=expected, got=got)
+        if not isinstance(self.target, str):
+            raise InputError("bad setting", where="sparsify.target", expected="a name", got=repr(self.target))
+        own = Pattern.parse(self.pattern).sparsity if self.pattern else None
+        given = self.sparsity
+        if given is not None and (type(given) not in (int, float) or not 0 < given < 1):
+            raise InputError("bad setting", where="sparsify.sparsity", expected="above 0, below 1", got=repr(given))
+        if own is None and given is None:
+            raise InputError("bad setting", where="sparsify.sparsity", expected="the share of zeros, above 0, below 1")
+        if own is not None and given is not None and abs(own - given) > 1e-3:
+            raise InputError(
+                "bad setting", where="sparsify.sparsity", expected=f"{own:g}, which pattern {self.pattern} makes",
+                got=f"{given:g}", todo="Leave the sparsity out, or take another pattern",
+            )  # fmt: skip
+        if type(self.damping) not in (int, float) or not 0 < self.damping <= 1:
+            expected, got = "above 0, at most 1", repr(self.damping)
+            raise InputError("bad setting", where="sparsify.damping", expected=expected, got=got)
+        if type(self.min_size) is not int or self.min_size < 0:
+            expected, got = "a number of weights", repr(self.min_size)
+            raise InputError("bad setting", where="sparsify.min_size", expected=expected, got=got)
+        for name in ("bias_correction", "mend"):
+            if not isinstance(getattr(self, name), bool):
+                got = repr(getattr(self, name))
+                raise InputError("bad setting", where=f"sparsify.{name}", expected="true or false", got=got)
+
+    @property
+    def share(self) -> float:
+        """The share of zeros in force."""
+        own = Pattern.parse(self.pattern).sparsity if self.pattern else None
+        return float(own if own is not None else self.sparsity or 0.0)
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that differ from their defaults: what a recipe file says."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def encode(self, weight: np.ndarray, context: Context) -> Encoded:
+        """Prunes float32 weights; what is zero already stays zero where so much of it is that somebody pruned.
+
+        Args:
+          weight: float32, [outputs, ..., inputs] unless the context says how it lies as a matrix.
+          context: With `gram`, the zeros are chosen by data.
+        """
+        if not np.isfinite(weight).all():
+            raise InputError("cannot prune weights", expected="finite values", got="infinity or not-a-number")
+        gram = context.gram
+        layout = gram.unfolding if gram is not None else context.unfolding or Unfolding.plain(weight.shape)
+        choose = self._chooser(weight, layout, self.share)
+        if gram is None:
+            matrix = layout.matrix(weight)
+            found = matrix * choose(np.square(matrix))
+        else:
+            wanted, second = layout.matrix(gram.retarget(weight, self.damping)), gram.damped(self.damping)
+            found = fit(wanted, second, search(wanted, basis(second), choose, _steps(second)))
+        return Encoded(np.asarray(layout.tensor(found), np.float32), "float32", None)
+
+    def mended(self, weight: np.ndarray, gram: Gram) -> Encoded:
+        """The weights, none of them pruned, that give the float model's outputs from what is read behind pruned layers."""
+        left = gram.unfolding.matrix(weight != 0) if np.mean(weight == 0) >= PROMISE else None
+        return Encoded(gram.retarget(weight, self.damping, left), "float32", None)
+
+    def curve(self, weight: np.ndarray, gram: Gram, shares: Iterable[float]) -> np.ndarray:
+        """The output error that each share of zeros would cost, relative to the output's power, float [shares]."""
+        layout = gram.unfolding
+        wanted, second = layout.matrix(gram.retarget(weight, self.damping)), gram.damped(self.damping)
+        turned = basis(second)
+
+        def power(values: np.ndarray) -> float:
+            return float(np.einsum("grk,grk->", values @ second, values))
+
+        errors = [0.0 if share == 0 else power(
+            wanted - fit(wanted, second, search(wanted, turned, self._chooser(weight, layout, share), LEAST))
+        ) for share in shares]  # fmt: skip
+        return np.array(errors) / max(power(wanted), np.finfo(float).tiny)
+
+    def _chooser(self, weight: np.ndarray, layout: Unfolding, share: float) -> Choose:
+        """From scores [groups * parts, rows, inputs] to which weights stay."""
+        pattern, zeros = Pattern.parse(self.pattern or UNSTRUCTURED), weight == 0
+        alive = layout.taps(layout.matrix(~zeros if zeros.mean() >= PROMISE else np.ones_like(zeros)))
+        return lambda score: layout.untaps(pattern.kept(layout.taps(score), alive, share))
+
+    def decode(self, encoded: Encoded) -> np.ndarray:
+        """The weights."""
+        return encoded.values
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Second moments of inputs scaled to the same power, as eigenvalues and eigenvectors.
+
+    Attributes:
+      size: Root of each input's power [groups, 1, inputs].
+      power: Eigenvalues, float32 [groups, 1, inputs].
+      vectors: Eigenvectors in columns, float32 [groups, inputs, inputs].
+    """
+
+    size: np.ndarray
+    power: np.ndarray
+    vectors: np.ndarray
+
+
+def basis(second: np.ndarray) -> Basis:
+    """The basis of float64 H [groups, inputs, inputs]."""
+    size = np.sqrt(np.einsum("gkk->gk", second))[:, None, :]
+    values, vectors = np.linalg.eigh(second / size / np.swapaxes(size, -1, -2))
+    return Basis(size, np.maximum(values, 0.0).astype(np.float32)[:, None, :], vectors.astype(np.float32))
+
+
+def _steps(second: np.ndarray) -> int:
+    return max(LEAST, min(STEPS, STEPS * WIDE // second.shape[-1]))
+
+
+def search(wanted: np.ndarray, turned: Basis, choose: Choose, steps: int = STEPS) -> np.ndarray:
+    """Which weights stay, so that those that stay can make good most of what the others did.
+
+    Minimises (wanted - W) H (wanted - W)^T over W that is zero where the pattern says so: W and a copy D of it that has the
+    pattern are drawn to each other ever more strongly (rho), each optimal given the other, with U adding up what they disagree
+    about. Inputs are scaled to the same power first, so that a weight counts by what it does to the output. With H's
+    eigenvectors each round is two products.
+
+    Args:
+      wanted: float [groups, rows, inputs].
+      turned: That of H.
+      choose: From scores (the shape of `wanted`) to which weights stay.
+      steps: Rounds until the drawing is tight; the more, the better the choice.
+
+    Returns:
+      bool, the shape of `wanted`.
+
+    >>> h = np.array([[[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]]])  # the first two inputs stand in for each other
+    >>> search(np.array([[[1.0, 1.1, 1.2]]]), basis(h), lambda score: score >= np.sort(score)[..., [1]]).tolist()
+    [[[False, True, True]]]
+    """
+    power, vectors = turned.power, turned.vectors
+    back = np.ascontiguousarray(np.swapaxes(vectors, -1, -2))
+    drawn = (wanted * turned.size).astype(np.float32)
+    goal = (drawn @ vectors) * power
+    duals, rho, kept, settled = np.zeros_like(drawn), LOOSE, np.zeros(drawn.shape, bool), 0
+    growth = (TIGHT / LOOSE) ** (1 / steps)
+    for _ in range(4 * steps):
+        free = ((goal + rho * ((drawn - duals) @ vectors)) / (power + rho)) @ back
+        duals += free
+        before, kept = kept, choose(np.square(duals))
+        drawn = duals * kept
+        duals -= drawn
+        settled = settled + 1 if np.array_equal(before, kept) else 0
+        if settled == SETTLED:
+            break
+        rho *= growth
+        duals /= np.float32(growth)
+    return kept
