@@ -38,7 +38,7 @@ def _interpreter(path: str, resolver: str, threads: int, sparse: bool) -> Any:
 
 
 def _taken(interpreter: Any) -> set[int]:
-    """The operators that delegates run: a delegated node says what those it took over read and made, all between are its own."""
+    """The operators that delegates run: their nodes say what those they took over read and made; all between are theirs."""
     nodes = interpreter._get_ops_details()
     makers = {int(t): node["index"] for node in nodes for t in node["outputs"] if node["op_name"] != "DELEGATE"}
     taken: set[int] = set()
