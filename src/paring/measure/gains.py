@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from paring.graph import Graph
 from paring.layer import Layer, laid_out, layers_of
-from paring.patterns import detect
+from paring.patterns import UNSTRUCTURED, detect
 from paring.targets import KINDS, Target, choose, find, speed_up
 
 USUAL = 0.9
@@ -67,7 +67,9 @@ def gains(graph: Graph, target: str) -> list[Gain]:
             found = detect(laid_out(op, tensor.weight.read()))
             tensor.weight.release()
             pattern, why = choose(chosen, layer)
-            now = speed_up(chosen, layer, found.stored)
+            # Weights in blocks are run by the kernel of these blocks; others by whichever reads least.
+            stored = {name: found.stored[name] for name in (found.pattern, UNSTRUCTURED) if name in found.stored}
+            now = speed_up(chosen, layer, stored if found.pattern in found.covered else found.stored)
             then = 1.0 if pattern is None else speed_up(chosen, layer, {pattern: 1 - USUAL})
             rows.append(
                 Gain(
