@@ -36,7 +36,8 @@ def main() -> int:
     figure = figures.Figures(
         "pruning",
         f"ResNet8, the four layers with {LEAST} weights or more pruned in one shot; {args.images} CIFAR-10 test images "
-        f"(JPEG), pruned on {args.calibration} training images; drop in points with two standard deviations of the paired difference.",
+        f"(JPEG), pruned on {args.calibration} training images; drop in points with two standard deviations of the paired "
+        "difference.",
     )
     test, calibration = cifar.images("test", args.images), cifar.images("train", args.calibration)
     labels, source = cifar.labels("test", args.images), MODEL.read_bytes()
@@ -76,14 +77,14 @@ def main() -> int:
                 figure.at_most(f"{pattern} {share:.0%}: points lost", ours, limit)
     both = recipe("16x1", 0.7, "error")
     quantize = {"quantize": {"weights": "int8", "activations": "int8"}}
-    both["rules"] = [{"kind": "*", "apply": [both["rules"][0]["apply"], quantize]}]  # type: ignore[index]
+    both["rules"] = [{"kind": "*", "apply": [both["rules"][0]["apply"], quantize]}]
     row("accuracy", "on data (default), then int8", "16x1", 0.7, *made(both, calibration))
     return figure.finish(args.write)
 
 
 def _pruned(figure: figures.Figures, model: object) -> None:
     """The layers that were pruned, with their share of the work."""
-    graph = view(model)  # type: ignore[arg-type]
+    graph = view(model)
     costs = {op.name: cost(graph, op) for op in graph.ops if not op.constant}
     total = sum(found.macs for found in costs.values())
     for name, found in costs.items():

@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +189,8 @@ def main() -> int:
             path = models / "face_detection_full_range_sparse.tflite"
             bench.pair("networks", work, path, path, None if args.isa else 1.15)
             share = touched(path, folder, args.seconds)
-            figure.note(
-                f"{work}: layers with zeros take {share:.0%} of its time, so no more than {1 / (1 - share):.2f}x is to be had by them"
-            )
+            most = f"so no more than {1 / (1 - share):.2f}x is to be had by them"
+            figure.note(f"{work}: layers with zeros take {share:.0%} of its time, {most}")
         for model in SHARED:
             path = models / f"{model}.tflite"
             if args.only in f"{model}, dense" and path.exists():

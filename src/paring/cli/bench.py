@@ -31,6 +31,7 @@ THREADS = typer.Option(None, "--threads", min=1, help="Time with so many threads
 ROUNDS = typer.Option(100, "--rounds", min=1, help="Rounds of timing in each launch.")
 LAUNCHES = typer.Option(30, "--launches", min=1, help="Start each model anew at most so many times.")
 SECONDS = typer.Option(60.0, "--seconds", min=0.0, help="Begin no launch after so many seconds, but the first three.")
+SPARSE = typer.Option(False, "--sparse-kernels", help="Run all .tflite models but the first with paring's delegate.")
 RESULTS = typer.Option(Path("results.json"), "--results", help="Where the figures go as JSON.")
 
 
@@ -46,6 +47,7 @@ def bench(
     seconds: float = SECONDS,
     limit: int | None = LIMIT,
     image_range: str | None = IMAGES,
+    sparse_kernels: bool = SPARSE,
     results: Path = RESULTS,
     as_json: bool = JSON,
 ) -> None:
@@ -56,7 +58,7 @@ def bench(
         task = progress.add_task("starting", total=None)
         found = measure(
             models, data, metric=metric, labels=labels, output=score_output, threads=threads, rounds=rounds,
-            launches=launches, seconds=seconds, limit=limit, image_range=image_range,
+            launches=launches, seconds=seconds, limit=limit, image_range=image_range, sparse_kernels=sparse_kernels,
             progress=lambda what: progress.update(task, description=escape(what)),
         )  # fmt: skip
     facts = as_data("bench", found)
@@ -144,7 +146,7 @@ def _time(timing: Timing) -> str:
 
 def _paths(model: BenchModel) -> str:
     counts = {path: sum(kinds.values()) for path, kinds in model.paths.items()}
-    names = {"xnnpack": "XNNPACK", "unseen": "not seen"}
+    names = {"xnnpack": "XNNPACK", "sparse": "paring", "unseen": "not seen"}
     return escape("\n".join(f"{count} {names.get(path, path)}" for path, count in counts.items()))
 
 

@@ -24,6 +24,7 @@ from paring.measure.sizes import stored_bytes, zip_bytes, zstd_bytes
 from paring.measure.store import environment
 from paring.measure.subject import Child, Subject, align, open_subject
 from paring.runtime import RunError, Worker
+from paring.runtime.native import delegate_path
 from paring.samples import Samples, open_samples, seeded
 
 LEAST, ENOUGH = 3, 5
@@ -55,6 +56,7 @@ def bench(
     seconds: float = 60.0,
     limit: int | None = None,
     image_range: Any = None,
+    sparse_kernels: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> Bench:
     """Measures models side by side, each as it is: nothing is converted.
@@ -77,9 +79,11 @@ def bench(
       seconds: No launch is begun after so many seconds of timing, but for the first three.
       limit: At most so many samples.
       image_range: For a folder of images and a float input: the values of pixels 0 and 255.
+      sparse_kernels: Run every `.tflite` model but the first with paring's delegate; a model by itself, too.
       progress: Called with what is being done.
 
     Raises:
+      NativeError: The delegate is wanted, and paring was installed without it.
       InputError: Bad models, data or metric; inputs differ between the models.
       UnsupportedError: TensorFlow is missing for a SavedModel or Keras model.
       RunError: A model cannot be run; it is named.
@@ -103,6 +107,10 @@ def bench(
         opened = _open(paths, stack, settings)
         common, sources = align([subject for subject, _ in opened])
         subjects = [replace(subject, sources=names) for (subject, _), names in zip(opened, sources, strict=True)]
+        if sparse_kernels:
+            delegate_path()
+            plain = subjects[: len(subjects) > 1]
+            subjects = plain + [replace(subject, kernels="sparse") for subject in subjects[len(plain) :]]
         if data is None:
             if image_range is not None or labels is not None:
                 raise InputError("labels and image ranges are of no use", expected="samples (--data)")

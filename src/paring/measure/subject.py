@@ -41,6 +41,7 @@ class Subject:
       grids: Of integer inputs that stand for real numbers.
       sources: For each input the name that samples know it by.
       notes: What to know of it.
+      kernels: What runs a LiteRT model: `xnnpack`, what users run, or `sparse`, paring's delegate before it.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Subject:
     grids: dict[str, Quantization] = field(default_factory=dict)
     sources: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    kernels: str = "xnnpack"
 
     def start(self, threads: int, sample: Sequence[np.ndarray]) -> Worker:
         """A fresh child for the model, which is not loaded yet."""
@@ -61,7 +63,10 @@ class Subject:
     def load(self, worker: Worker) -> Child:
         """Loads the model in a child, as `model`."""
         idle = worker.memory()[0]
-        worker.load("model", self.path)
+        if self.model is None:
+            worker.load("model", self.path)
+        else:
+            worker.load("model", self.path, kernels=self.kernels)
         return Child(worker, idle)
 
     def adapt(self, sample: Sample, given: dict[str, Quantization]) -> list[np.ndarray]:

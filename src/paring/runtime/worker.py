@@ -14,11 +14,44 @@ import numpy as np
 from paring.calibration import TensorStatistics
 from paring.errors import ParingError
 from paring.measure.latency import latency
+from paring.runtime.native import delegate_path
 from paring.runtime.program import Program, ProgramSession
 from paring.runtime.wire import receive, send
 
 _TAKING = ("run", "run_many", "observe", "time", "load_program", "capture", "collect")
-KERNELS = {"xnnpack": "BUILTIN", "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES", "reference": "BUILTIN_REF"}
+KERNELS = {
+    "xnnpack": "BUILTIN",
+    "sparse": "BUILTIN",
+    "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    "reference": "BUILTIN_REF",
+}
+
+
+def _interpreter(path: str, resolver: str, threads: int, sparse: bool) -> Any:
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType, load_delegate
+
+    delegates = [load_delegate(delegate_path(), {"num_threads": threads})] if sparse else None
+    return Interpreter(
+        model_path=path, num_threads=threads, experimental_op_resolver_type=OpResolverType[resolver],
+        experimental_delegates=delegates,
+    )  # fmt: skip
+
+
+def _taken(interpreter: Any) -> set[int]:
+    """The operators that delegates run: their nodes say what those they took over read and made; all between are theirs."""
+    nodes = interpreter._get_ops_details()
+    makers = {int(t): node["index"] for node in nodes for t in node["outputs"] if node["op_name"] != "DELEGATE"}
+    taken: set[int] = set()
+    for node in nodes:
+        if node["op_name"] == "DELEGATE":
+            ends, open_ = {int(t) for t in node["inputs"]}, [int(t) for t in node["outputs"]]
+            while open_:
+                tensor = open_.pop()
+                if tensor in makers and tensor not in ends:
+                    ends.add(tensor)
+                    taken.add(makers[tensor])
+                    open_ += [int(t) for t in nodes[makers[tensor]]["inputs"]]
+    return taken
 
 
 class Session:
@@ -26,11 +59,10 @@ class Session:
 
     def __init__(self, path: str, kernels: str, threads: int, *, stream: bool = False) -> None:
         """Builds the interpreter; memory for activations comes with the first run. A `stream` keeps its state."""
-        from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-        self.interpreter = Interpreter(
-            model_path=path, num_threads=threads, experimental_op_resolver_type=OpResolverType[KERNELS[kernels]]
-        )
+        sparse = kernels == "sparse"
+        self.interpreter = _interpreter(path, KERNELS[kernels], threads, sparse)
+        # What the delegate takes by itself: behind XNNPACK's own nodes it could not be told from that.
+        self.claimed = _taken(_interpreter(path, KERNELS["builtin"], threads, sparse)) if sparse else set()
         self.inputs = [d["index"] for d in self.interpreter.get_input_details()]
         self.outputs = [d["index"] for d in self.interpreter.get_output_details()]
         self.allocated, self.stream = False, stream
@@ -43,28 +75,15 @@ class Session:
         return found
 
     def paths(self) -> dict[str, list[str]]:
-        """The operators by what runs them: `xnnpack`, `builtin`, or `unseen` where nobody reads what they make.
-
-        A delegated node says what the operators it took over read and made: those between are its own.
-        """
-        nodes = self.interpreter._get_ops_details()
-        makers = {int(t): node["index"] for node in nodes for t in node["outputs"] if node["op_name"] != "DELEGATE"}
-        taken: set[int] = set()
-        for node in nodes:
-            if node["op_name"] == "DELEGATE":
-                ends, open_ = {int(t) for t in node["inputs"]}, [int(t) for t in node["outputs"]]
-                while open_:
-                    tensor = open_.pop()
-                    if tensor in makers and tensor not in ends:
-                        ends.add(tensor)
-                        taken.add(makers[tensor])
-                        open_ += [int(t) for t in nodes[makers[tensor]]["inputs"]]
+        """The operators by what runs them: `xnnpack`, `sparse`, `builtin`, or `unseen` where nobody reads what they make."""
+        nodes, taken = self.interpreter._get_ops_details(), _taken(self.interpreter)
         read = {int(t) for node in nodes for t in node["inputs"]}.union(self.outputs)
-        found: dict[str, list[str]] = {"xnnpack": [], "builtin": [], "unseen": []}
+        found: dict[str, list[str]] = {"xnnpack": [], "sparse": [], "builtin": [], "unseen": []}
         for node in nodes:
             seen = any(int(t) in read for t in node["outputs"])
             if node["op_name"] != "DELEGATE":
-                key = "xnnpack" if node["index"] in taken else "builtin" if seen else "unseen"
+                ours = "sparse" if node["index"] in self.claimed else "xnnpack"
+                key = ours if node["index"] in taken | self.claimed else "builtin" if seen else "unseen"
                 found[key].append(str(node["op_name"]))
         return found
 
