@@ -256,7 +256,7 @@ def _fineness(pattern: str) -> tuple[int, str]:
 
 # Fitted to chains of four layers in stock LiteRT, with the delegate and without, run by run in turns on one thread of a Zen 4
 # server core (shapes of docs/performance.md and as many others; 64 to 2048 channels, 1 to 3136 positions, 70 to 90 % zeros):
-# of 402 ratios 384 are met within 25 %, the others mostly where few rows meet weights that come from a cache others use, too.
+# of 402 ratios 383 are met within 25 %, the others mostly where few rows meet weights that come from a cache others use, too.
 # Where the delegate takes another kernel than the pattern's own, the row says what it makes of the pattern. Cycles are
 # 1 / 3.5 ns. The core's peak is 16 float32 and 64 int8 multiply-adds per cycle, with AVX2 as with AVX-512; Intel's AVX-512
 # cores have twice that, dense and sparse alike.
