@@ -39,13 +39,14 @@ int widest(const Kernel& k) {
 }
 
 Rates measure(const Kernel& k) {
-  constexpr int groups = 4, blocks = 48;
-  int R = k.outputs, pixels = widest(k), step = blocks * k.unit;
+  constexpr int groups = 4, inputs = 48;
+  int R = k.outputs, pixels = widest(k), step = inputs * k.unit;
+  int blocks = inputs * std::max(1, 8 / R);      // narrow groups have more of them, and an end that costs as much
   int element = k.type == PARING_F32 ? 4 : 1;
   std::vector<uint32_t> start, none(groups + 1, 0);
   for (int g = 0; g <= groups; g++) start.push_back(uint32_t(g * blocks));
   std::vector<uint16_t> entry;
-  for (int g = 0; g < groups; g++) for (int i = 0; i < blocks; i++) entry.push_back(uint16_t(i));
+  for (int g = 0; g < groups; g++) for (int i = 0; i < blocks; i++) entry.push_back(uint16_t(i % inputs));
   Memory value(size_t(groups) * blocks * R * k.inputs * element + 64), x(size_t(pixels) * step + 64), y(size_t(pixels) * groups * R * 4 + 64);
   std::memset(value.get(), 0, value.bytes());
   std::memset(x.get(), 0, x.bytes());
@@ -89,10 +90,12 @@ Rates measure(const Kernel& k) {
 double total(double compute, double bytes, double tiles, double activations, int threads, double tasks) {
   double workers = std::max(1.0, std::min(double(threads), tasks)), share = workers > 1 ? workers * 0.92 : 1;
   const Bandwidth& b = bandwidth();
-  double speed = bytes > double(caches().l3) / 2 ? b.memory : b.cache;
+  double speed = bytes > double(caches().l3) / 6 ? b.memory : b.cache;   // other layers want a place in the cache, too
   double passes = bytes > double(caches().l2) * 0.7 ? tiles : 1;
-  // Weights and sums overlap; activations do in part, since the next tile is prefetched.
-  return std::max(compute, bytes * passes / speed) / share + 0.4 * activations / b.cache / share + 3e-7 + (workers > 1 ? 3e-6 : 0);
+  // Sums hide most of the weights' way and the other way round; activations partly, since the next tile is prefetched.
+  double fetch = bytes * passes / speed;
+  double work = std::max(compute, fetch) + 0.35 * std::min(compute, fetch);
+  return work / share + 0.4 * activations / b.cache / share + 3e-7 + (workers > 1 ? 3e-6 : 0);
 }
 
 double activation_bytes(const paring_conv& c, double pixels) {
@@ -139,22 +142,32 @@ const Rates& rates(const Kernel& k) {
 
 const Bandwidth& bandwidth() {
   static const Bandwidth b = [] {
-    // More than the second-level cache, less than the third; read a second time, when it is where it fits.
-    size_t bytes = std::min<size_t>(std::max<size_t>(3 * caches().l2, size_t(2) << 20), size_t(8) << 20);
+    // More than the second-level cache, less than the third.
+    size_t bytes = std::min<size_t>(std::max<size_t>(6 * caches().l2, size_t(4) << 20), size_t(8) << 20);
     Memory m(bytes);
     std::memset(m.get(), 1, bytes);
     volatile uint64_t sink = 0;
-    auto read = [&] {
+    auto read = [&](size_t count) {
+      double start = now();
       uint64_t sums[8] = {};
       const uint64_t* p = reinterpret_cast<const uint64_t*>(m.get());
-      for (size_t i = 0; i + 8 <= bytes / 8; i += 8) for (int j = 0; j < 8; j++) sums[j] += p[i + j];
+      for (size_t i = 0; i + 8 <= count / 8; i += 8) for (int j = 0; j < 8; j++) sums[j] += p[i + j];
       sink = sink + sums[0] + sums[1] + sums[2] + sums[3] + sums[4] + sums[5] + sums[6] + sums[7];
+      return double(count) / std::max(now() - start, 1e-9);
     };
-    read();
-    double best = 1;
-    for (int i = 0; i < 3; i++) { double start = now(); read(); best = std::min(best, now() - start); }
-    double cache = double(bytes) / std::max(best, 1e-9);
-    return Bandwidth{cache * 0.6, cache / 5};     // of a stream beside arithmetic, seen with dense layers
+    double cache = 0, memory = 0;
+    for (int i = 0; i < 4; i++) cache = std::max(cache, read(bytes));
+#if defined(__x86_64__)
+    size_t part = size_t(1) << 20;
+    for (int i = 0; i < 2; i++) {
+      for (size_t at = 0; at < part; at += 64) __builtin_ia32_clflush(m.get() + at);
+      __builtin_ia32_mfence();
+      memory = std::max(memory, read(part));
+    }
+#endif
+    // Of a stream beside arithmetic, seen with dense layers; a virtual machine may tell strange things of either.
+    cache *= 0.7;
+    return Bandwidth{cache, memory > 0 && memory < cache ? memory : cache / 4};
   }();
   return b;
 }

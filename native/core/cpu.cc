@@ -4,7 +4,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <unistd.h>
+#include <fstream>
+#include <string>
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -82,9 +83,20 @@ std::atomic<int>& chosen() {
   return isa;
 }
 
-size_t cache(int name, size_t otherwise) {
-  long size = sysconf(name);
-  return size > 0 ? size_t(size) : otherwise;
+// Bytes of the data cache of a level that this processor has for itself or shares: from the system, whose word counts where
+// the C library adds up what other processors have (some AMD).
+size_t cache(int level, size_t otherwise) {
+  for (int i = 0; i < 8; i++) {
+    std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(i) + "/";
+    std::string kind, size;
+    int found = 0;
+    if (!(std::ifstream(folder + "level") >> found)) break;
+    if (found != level || !(std::ifstream(folder + "type") >> kind) || kind == "Instruction" || !(std::ifstream(folder + "size") >> size)) continue;
+    size_t unit = size.back() == 'K' ? 1 << 10 : size.back() == 'M' ? 1 << 20 : 1;
+    size_t bytes = std::strtoul(size.c_str(), nullptr, 10) * unit;
+    if (bytes) return bytes;
+  }
+  return otherwise;
 }
 
 }  // namespace
@@ -106,11 +118,7 @@ bool set_isa(Isa isa) {
 }
 
 const Caches& caches() {
-#if defined(_SC_LEVEL1_DCACHE_SIZE)
-  static const Caches c = {cache(_SC_LEVEL1_DCACHE_SIZE, 32 << 10), cache(_SC_LEVEL2_CACHE_SIZE, 512 << 10), cache(_SC_LEVEL3_CACHE_SIZE, 8 << 20)};
-#else
-  static const Caches c = {32 << 10, 512 << 10, 8 << 20};
-#endif
+  static const Caches c = {cache(1, 32 << 10), cache(2, 512 << 10), cache(3, 8 << 20)};
   return c;
 }
 

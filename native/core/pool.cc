@@ -94,7 +94,7 @@ struct Pool {
       if (i < 4 * spins) pause(); else std::this_thread::yield();   // a helper may have lost its processor
   }
 
-  static constexpr int spins = 2000;
+  static constexpr int spins = 600;       // some ten microseconds: longer, and it would be in the way of the runtime's own threads
 };
 
 Pool* pool = nullptr;

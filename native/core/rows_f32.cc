@@ -43,8 +43,10 @@ template <class S, int N, int L, int C, class E> void f32_tile(const Tile& t) {
           UNROLL for (int n = 0; n < N; n++) a[u][p][n] = S::madd(c, b[n], a[u][p][n]);
         }
       };
-      if (U > 1) for (; e + U <= end; e += U, v += U * R)
+      if (U > 1) for (; e + U <= end; e += U, v += U * R) {
+        if (P <= 2 && R >= 8) fetch<U * R * 4>(v);
         UNROLL for (int u = 0; u < U; u++) block(u, e + u, v + u * R);
+      }
       for (; e < end; e++, v += R) block(0, e, v);
       bool last = pass == w.passes - 1;
       UNROLL for (int p = 0; p < P; p++)

@@ -192,8 +192,10 @@ template <class D, int L, int C, class E, bool dynamic> void int8_tile(const Til
         }
       }
     };
-    if (U > 1) for (; e + U <= end; e += U, v += U * R * 4)
+    if (U > 1) for (; e + U <= end; e += U, v += U * R * 4) {
+      if (P <= 2) fetch<U * R * 4>(v);
       UNROLL for (int u = 0; u < U; u++) block(u, e + u, v + u * R * 4);
+    }
     for (; e < end; e++, v += R * 4) block(0, e, v);
     UNROLL for (int u = 1; u < U; u++)
       UNROLL for (int p = 0; p < P; p++)
