@@ -31,6 +31,9 @@ LEAST = 1024
 THRESHOLD = 0.6
 """Share of zeros below which the delegate does not look at a layer, unless told otherwise (`sparsity_threshold`)."""
 
+LARGE = 8e6
+"""Bytes of one layer's weights from which on a network of them no longer fits the third-level cache of a core's share."""
+
 _USUAL = 0.9  # share of zeros at which patterns are compared
 
 
@@ -85,6 +88,7 @@ class Dense:
       fixed: Cycles per output element.
       start: Cycles to begin.
       bytes: Of one weight.
+      memory: Bytes of weights per cycle of layers that are `LARGE`.
     """
 
     macs: float
@@ -93,11 +97,13 @@ class Dense:
     fixed: float = 0.0
     start: float = 0.0
     bytes: float = 4.0
+    memory: float = 7.0
 
     def cycles(self, layer: Layer) -> float:
         """Cycles of one run."""
         work = layer.results * (layer.depth / (self.macs if layer.taps == 1 else self.spatial) + self.fixed)
-        return self.start + max(work, layer.weights * self.bytes / self.bandwidth)
+        size = layer.weights * self.bytes
+        return self.start + max(work, size / (self.memory if size > LARGE else self.bandwidth))
 
 
 @dataclass(frozen=True)
