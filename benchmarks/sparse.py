@@ -81,6 +81,24 @@ def turns(first: Any, second: Any, seconds: float, wall: bool) -> tuple[float, f
         float(high),
     )
 
+    def bursts(self, ours: Any, two: Any) -> float | None:
+        """Two threads over one where runs follow each other: the second thread need not be woken, caches are warm."""
+        found = []
+        end = time.perf_counter() + 2 * self.seconds
+        while time.perf_counter() < end and len(found) < 30:
+            before = clocked(self.probe)
+            medians = [np.median([clocked(interpreter) for _ in range(8)][2:]) for interpreter in (ours, two)]
+            if max(before, clocked(self.probe)) < 0.6 * self.alone:
+                found.append(medians[0] / medians[1])
+        return float(np.median(found)) if len(found) > 3 else None
+
+
+def clocked(interpreter: Any) -> float:
+    """Wall seconds of one run."""
+    start = time.perf_counter()
+    interpreter.invoke()
+    return time.perf_counter() - start
+
 
 def agreement(dense: Any, sparse: Any) -> str:
     """How far the outputs are apart, for a table."""
@@ -134,8 +152,46 @@ def predicted(isa: str, kernel: int, size: int, block: pruned.Block, kind: str, 
 class Bench:
     """Measures pairs and writes rows."""
 
-    def __init__(self, figure: figures.Figures, seconds: float) -> None:
+    def __init__(self, figure: figures.Figures, seconds: float, probe: Path) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
         self.figure, self.seconds = figure, seconds
+        self.probe = prepared(Interpreter(str(probe), num_threads=2))
+        alone = prepared(Interpreter(str(probe), num_threads=1))
+        self.alone = min(clocked(alone) for _ in range(30))
+
+    def both_cores(self, dense: Any, ours: Any, dense_two: Any, two: Any) -> dict[str, Any]:
+        """Wall time of dense and of our kernels with one thread, then with two, in turns: each follows a dense run.
+
+        The two processors of a virtual machine may share a core for seconds. So a dense model of XNNPACK's is run with two
+        threads before and after each round, and only rounds count in which both of its runs were nearly twice as fast as
+        with one thread.
+        """
+        rounds, good = 0, []
+        end = time.perf_counter() + 3 * self.seconds
+        while time.perf_counter() < end and len(good) < 300:
+            before = clocked(self.probe)
+            times = [clocked(interpreter) for interpreter in (dense, ours, dense_two, two)]
+            rounds += 1
+            if max(before, clocked(self.probe)) < 0.6 * self.alone:
+                good.append(times)
+        warm = self.bursts(ours, two)
+        if len(good) < 10:
+            return {
+                "ratio, 2 threads": None,
+                "2 threads over 1": None,
+                "back to back": warm,
+                "rounds": f"{len(good)} of {rounds}",
+            }
+        _, one, other, own = np.array(good).T
+        low, high = np.percentile(one / own, [25, 75])
+        return {
+            "ratio, 2 threads": float(np.median(other) / np.median(own)),
+            "2 threads over 1": float(np.median(one) / np.median(own)),
+            "spread": f"{low:.2f} to {high:.2f}",
+            "back to back": warm,
+            "rounds": f"{len(good)} of {rounds}",
+        }
 
     def pair(self, table: str, name: str, dense: Path, sparse: Path, bar: float | None = None, **more: Any) -> float:
         from ai_edge_litert.interpreter import Interpreter
@@ -156,15 +212,16 @@ class Bench:
         )
         if bar is not None:
             row["bar"] = bar
-        two = prepared(litert_interpreter(str(sparse), num_threads=2))
-        _, _, speedup, low, high = turns(ours, two, self.seconds, wall=True)
-        dense_two = prepared(Interpreter(str(dense), num_threads=2))
-        _, _, ratio_two, _, _ = turns(dense_two, two, self.seconds / 2, wall=True)
-        row |= {"ratio, 2 threads": ratio_two, "2 threads over 1": speedup, "spread": f"{low:.2f} to {high:.2f}"}
+        two, dense_two = (
+            prepared(litert_interpreter(str(sparse), num_threads=2)),
+            prepared(Interpreter(str(dense), num_threads=2)),
+        )
+        row |= self.both_cores(one, ours, dense_two, two)
+        speedup = row["2 threads over 1"]
         self.figure.row(table, **row, outputs=same)
         if bar is not None:
             self.figure.at_least(f"{name}{' ' + more['zeros'] if 'zeros' in more else ''}", ratio, bar)
-        if sparse_micros > 200:
+        if sparse_micros > 200 and speedup is not None:
             self.figure.at_least(
                 f"{name}{' ' + more['zeros'] if 'zeros' in more else ''}: 2 threads over 1", speedup, 1.7
             )
@@ -183,9 +240,9 @@ def main() -> int:
         f"XNNPACK dense beside paring's delegate ({isa()}) on the same pruned model, taking turns run by run; microseconds, "
         "one thread by CPU time, two by wall time. Ratios above 1: the delegate is faster.",
     )
-    bench = Bench(figure, args.seconds)
     with tempfile.TemporaryDirectory(prefix="sparse-") as folder_name:
         folder = Path(folder_name)
+        bench = Bench(figure, args.seconds, pruned.export(pruned.chain(1, 256, 0.0, (1, 1)), folder / "probe.tflite"))
         for work, (kernel, size, block, kind, bars) in WORKS.items():
             if args.only not in work:
                 continue

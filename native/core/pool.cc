@@ -19,15 +19,40 @@ inline void pause() {
 #endif
 }
 
+constexpr int most_threads = 64;
+
+// Tasks of a job in as many ranges as threads may take part: each thread begins with its own, always the same for the same
+// thread, so that a layer finds the values where its predecessor left them, in the cache of the same core. Who is done
+// helps with the other ranges.
 struct Job {
+  struct alignas(64) Range { std::atomic<int> next; int end; };
+
   void (*task)(void*, int);
   void* context;
-  int tasks, seats;              // seats: how many more threads may join
-  std::atomic<int> next{0}, helpers{0};
+  int ranges;
+  int seats;                        // how many more threads may join
+  std::atomic<int> helpers{0};
   Job* after = nullptr;
+  Range range[most_threads];
 
-  void work() {
-    for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) task(context, i);
+  Job(void (*task)(void*, int), void* context, int tasks, int threads) : task(task), context(context), ranges(threads), seats(threads - 1) {
+    for (int i = 0; i < ranges; i++) {
+      range[i].next.store(int(int64_t(tasks) * i / ranges), std::memory_order_relaxed);
+      range[i].end = int(int64_t(tasks) * (i + 1) / ranges);
+    }
+  }
+
+  bool open() const {
+    if (seats <= 0) return false;
+    for (int i = 0; i < ranges; i++) if (range[i].next.load(std::memory_order_relaxed) < range[i].end) return true;
+    return false;
+  }
+
+  void work(int first) {
+    for (int k = 0; k < ranges; k++) {
+      Range& r = range[(first + k) % ranges];
+      for (int i; r.next.load(std::memory_order_relaxed) < r.end && (i = r.next.fetch_add(1, std::memory_order_relaxed)) < r.end;) task(context, i);
+    }
   }
 };
 
@@ -42,18 +67,18 @@ struct Pool {
   // With the mutex held: a job that wants another thread.
   Job* open() {
     for (Job* job = jobs; job; job = job->after)
-      if (job->seats > 0 && job->next.load(std::memory_order_relaxed) < job->tasks) return job;
+      if (job->open()) return job;
     return nullptr;
   }
 
-  void serve() {
+  void serve(int number) {
     std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
       if (Job* job = open()) {
         job->seats--;
         job->helpers.fetch_add(1, std::memory_order_relaxed);
         lock.unlock();
-        job->work();
+        job->work(number);
         job->helpers.fetch_sub(1, std::memory_order_release);   // the job may be gone from here on
         lock.lock();
         continue;
@@ -72,18 +97,16 @@ struct Pool {
     }
   }
 
-  void run(int wanted, Job& job) {
+  void run(Job& job) {
     {
       std::lock_guard<std::mutex> lock(mutex);
-      int limit = std::max(1, int(std::thread::hardware_concurrency()));
-      job.seats = std::min({wanted, job.tasks, limit}) - 1;
-      for (; threads < job.seats; threads++) std::thread([this] { serve(); }).detach();
+      for (; threads < job.seats; threads++) std::thread([this, number = threads + 1] { serve(number); }).detach();
       job.after = jobs;
       jobs = &job;
       posted.fetch_add(1, std::memory_order_relaxed);
       if (sleeping) wake.notify_all();
     }
-    job.work();
+    job.work(0);
     {
       std::lock_guard<std::mutex> lock(mutex);
       Job** at = &jobs;
@@ -116,11 +139,9 @@ void parallel(int threads, int tasks, void (*task)(void*, int), void* context) {
     for (int i = 0; i < tasks; i++) task(context, i);
     return;
   }
-  Job job;
-  job.task = task;
-  job.context = context;
-  job.tasks = tasks;
-  the_pool().run(threads, job);
+  int limit = std::min(std::max(1, int(std::thread::hardware_concurrency())), most_threads);
+  Job job(task, context, tasks, std::min({threads, tasks, limit}));
+  the_pool().run(job);
 }
 
 }  // namespace paring

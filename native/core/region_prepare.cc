@@ -39,9 +39,10 @@ void PlaneRegion::cut_tiles() {
     PlaneResolution& r = plan_.resolutions[i];
     int m = most[i] ? most[i] : 8;
     r.tiles = (r.vectors + m - 1) / m;
-    if (threads_ > 1 && r.tiles % threads_ && r.tiles < 8 * threads_) {
-      int even = (r.tiles + threads_ - 1) / threads_ * threads_;
-      if (r.vectors / even >= (m + 1) / 2) r.tiles = even;
+    if (threads_ > 1) {
+      // A thread may join late: eight tiles for each leave little to wait for, as long as they are not too narrow to compute.
+      int narrow = r.vectors / ((m + 1) / 2), even = std::min(std::max(r.tiles, 8 * threads_), narrow) / threads_ * threads_;
+      r.tiles = std::max(r.tiles, even);
     }
     r.tile_vectors = (r.vectors + r.tiles - 1) / r.tiles;
   }
