@@ -247,6 +247,7 @@ def main() -> int:
         for work, (kernel, size, block, kind, bars) in WORKS.items():
             if args.only not in work:
                 continue
+            share = 2 / 3 if args.isa else 1  # XNNPACK cannot be held to a lower instruction set: it runs on its best
             for zeros, bar in zip(ZEROS, bars, strict=True):
                 model = pruned.chain(kernel, size, zeros, block)
                 path = typed(pruned.export(model, folder / "work.tflite"), kind, folder)
@@ -254,7 +255,7 @@ def main() -> int:
                     "ceiling": ceiling(kernel, block, zeros),
                     "predicted": predicted(isa(), kernel, size, block, kind, zeros),
                 }
-                ratio = bench.pair("layers", work, path, path, None if args.isa else bar, zeros=f"{zeros:.0%}", **more)
+                ratio = bench.pair("layers", work, path, path, bar * share, zeros=f"{zeros:.0%}", **more)
                 off = abs(more["predicted"] / ratio - 1)
                 figure.at_most(
                     f"{work} {zeros:.0%}: prediction of `paring inspect --target`, share it is off", off, 0.25

@@ -87,7 +87,7 @@ Rates measure(const Kernel& k) {
 }
 
 // Time that computing takes with weights of `bytes` that every tile reads, beside activations that come and go.
-double total(double compute, double bytes, double tiles, double activations, int threads, double tasks) {
+double total(double compute, double bytes, double tiles, double activations, int threads, double tasks, double wake) {
   double workers = std::max(1.0, std::min(double(threads), tasks)), share = workers > 1 ? workers * 0.92 : 1;
   const Bandwidth& b = bandwidth();
   double speed = bytes > double(caches().l3) / 6 ? b.memory : b.cache;   // other layers want a place in the cache, too
@@ -95,7 +95,7 @@ double total(double compute, double bytes, double tiles, double activations, int
   // Sums hide most of the weights' way and the other way round; activations partly, since the next tile is prefetched.
   double fetch = bytes * passes / speed;
   double work = std::max(compute, fetch) + 0.35 * std::min(compute, fetch);
-  return work / share + 0.4 * activations / b.cache / share + 3e-7 + (workers > 1 ? 3e-6 : 0);
+  return work / share + 0.4 * activations / b.cache / share + 3e-7 + (workers > 1 ? wake : 0);
 }
 
 double activation_bytes(const paring_conv& c, double pixels) {
@@ -119,6 +119,10 @@ Rates known_rates(const Kernel& k) {
 }
 
 double seconds(const Kernel& k, const paring_conv& c, double blocks, double pixels, int threads) {
+  if (threads > 1) {      // as paring_plan_new does
+    double alone = seconds(k, c, blocks, pixels, 1);
+    if (alone < worth_threads) return alone;
+  }
   const Rates r = known_rates(k);
   double groups = (c.outputs + k.outputs - 1) / k.outputs, tile = std::min(pixels, double(widest(k))), tiles = pixels / tile;
   // The measurement has everything in the first cache, in order; taps lie apart. Seen beside whole layers.
@@ -126,7 +130,7 @@ double seconds(const Kernel& k, const paring_conv& c, double blocks, double pixe
   double compute = tiles * (blocks * std::max(r.alone, tile * r.block * far) + groups * tile * r.end);
   double bytes = blocks * (k.outputs * k.inputs * (c.type == PARING_F32 ? 4 : 1) + (c.kernel_h * c.kernel_w > 1 ? 4 : 2));
   double quantizing = c.type == PARING_F32 ? 0 : pixels * c.inputs * (c.type == PARING_QD8 ? 1.5e-10 : 2e-11);
-  return total(compute + quantizing, bytes, tiles, activation_bytes(c, pixels), threads, tiles * groups / 2);
+  return total(compute + quantizing, bytes, tiles, activation_bytes(c, pixels), threads, tiles * groups / 2, wake_seconds);
 }
 
 }  // namespace
@@ -216,7 +220,7 @@ double paring_estimate_dense(const paring_conv* c, int32_t n, int32_t h, int32_t
   const Rates& r = rates(*k);
   double each = k->outputs * k->inputs, tile = std::min(pixels, 12.0), groups = double(c->outputs) / k->outputs;
   double compute = pixels / tile * (weights / each * std::max(r.alone, tile * r.block) + groups * tile * r.end) * (c->type == PARING_F32 ? 1 : 1.08);
-  return total(compute, weights * (c->type == PARING_F32 ? 4 : 1), pixels / tile, activation_bytes(*c, pixels), threads, pixels / tile * groups / 2);
+  return total(compute, weights * (c->type == PARING_F32 ? 4 : 1), pixels / tile, activation_bytes(*c, pixels), threads, pixels / tile * groups / 2, 0);   // it wakes its threads once for many layers
 }
 
 }  // extern "C"

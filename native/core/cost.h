@@ -20,6 +20,10 @@ const Rates& rates(const Kernel&);
 struct Bandwidth { double cache, memory; };
 const Bandwidth& bandwidth();
 
+// Seconds of one thread below which others are left asleep: waking them takes as long as what they would save.
+constexpr double worth_threads = 6e-5;
+constexpr double wake_seconds = 3e-5;     // until a second thread that slept is at work
+
 struct Choice { const Kernel* kernel; std::string why; };
 // The named kernel, or the one with the least expected time at `positions` output pixels.
 Choice choose(const paring_conv&, const char* name, int64_t positions);

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <new>
 
+#include "cost.h"
 #include "pool.h"
 
 namespace paring {
@@ -262,7 +263,7 @@ paring_plan* paring_plan_new(const paring_layer* layer, int32_t n, int32_t h, in
     p->n = n;
     p->h = h;
     p->w = w;
-    p->threads = threads < 1 ? 1 : threads;
+    p->threads = threads > 1 && paring_estimate(layer, n, h, w, 1) >= worth_threads ? threads : 1;
     return bind(*p) ? p.release() : nullptr;
   } catch (const std::bad_alloc&) {
     return nullptr;

@@ -44,6 +44,7 @@ class PlaneRegion final : public Region {
   bool prepare(const std::vector<Shape>& shapes, int threads, std::vector<Shape>* out, std::string* message) override;
   void run(const void* const* in, void* const* out) override;
   double estimate() const override;
+  double alone() const;                 // seconds of one run in one thread
 
  private:
   PlaneValue& value(int i) { return plan_.values[size_t(i)]; }
@@ -68,6 +69,7 @@ class PlaneRegion final : public Region {
 
   const PlaneKernels* kernels_ = nullptr;
   int threads_ = 1, images_ = 0;
+  bool lone_ = false;                    // too little work to wake other threads for
   PlanePlan plan_;
   std::vector<BoundWeights> bound_;         // by step
   std::vector<std::vector<int32_t>> offsets_;   // depthwise, by step

@@ -107,7 +107,7 @@ void PlaneRegion::run_step(const PlaneStep& s, const Stage& stage, int index, in
 }
 
 void PlaneRegion::run_stage(const Stage& stage, const void* const* in, void* const* out) {
-  const int tasks = stage.tiles * stage.panels, workers = std::min(threads_, tasks);
+  const int tasks = stage.tiles * stage.panels, workers = lone_ ? 1 : std::min(threads_, tasks);
   std::atomic<int> next(0);
   parallel_for(workers, workers, [&](int slot) {
     for (int i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;)
@@ -161,7 +161,15 @@ double PlaneRegion::step_seconds(size_t index) const {
   return 0;
 }
 
+double PlaneRegion::alone() const {
+  double sum = 0;
+  for (const Stage& stage : stages_) for (int k : stage.steps) sum += step_seconds(size_t(k));
+  return sum * images_;
+}
+
 double PlaneRegion::estimate() const {
+  const double one = alone();
+  if (threads_ == 1 || lone_) return one;
   double sum = 0;
   for (const Stage& stage : stages_) {
     double seconds = 0;
@@ -170,7 +178,7 @@ double PlaneRegion::estimate() const {
     const int turns = (tasks + workers - 1) / workers;   // the last turn may leave some without work
     sum += workers > 1 ? seconds * turns / tasks / 0.95 + 3e-6 : seconds;
   }
-  return sum * images_;
+  return sum * images_ + wake_seconds;
 }
 
 Region* Region::create(const std::vector<RegionOp>& ops, const std::vector<int>& inputs, const std::vector<int>& outputs, std::string* message) {

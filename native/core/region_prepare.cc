@@ -1,3 +1,4 @@
+#include "cost.h"
 #include "plane_region.h"
 
 #include <algorithm>
@@ -217,6 +218,7 @@ bool PlaneRegion::prepare(const std::vector<Shape>& shapes, int threads, std::ve
     masks_.push_back(std::move(mask));
   }
   images_ = shapes[0].n;
+  lone_ = alone() < worth_threads;
   out->clear();
   for (int o : outputs) out->push_back({images_, value(o).h, value(o).w, value(o).c});
   return true;

@@ -15,6 +15,7 @@ namespace {
 // What one operator alone is expected to take leaves out that its values come from far caches in a network: 10 to 15 % in
 // ResNet-50. So an island of more than a chain of 1x1 convolutions may look that much worse.
 constexpr double together = 0.85;
+constexpr double several = 1.35;  // the same with several threads, seen with networks of small layers
 constexpr double margin = 1.1;    // what must be won, expected against expected
 constexpr double measured_margin = 1.05;   // measured with warm caches, against expected
 constexpr int usual_rows = 64, usual_side = 56;   // where shapes are not known yet
@@ -245,7 +246,8 @@ class Decision {
     if (!island || !island->prepare(x, threads_, &y, &why)) return give_up();
     double expected = island->estimate();
     why = text("in planes expected %.0f us for %zu operators, %.0f us otherwise", 1e6 * expected, members.size(), 1e6 * otherwise);
-    const double won = many(members) ? together : margin;
+    // Several threads: the runtime's own wait for ours and ours for them at each border, and share less well in short steps.
+    const double won = threads_ > 1 ? several : many(members) ? together : margin;
     if (!(expected * won + partition_seconds < otherwise)) return give_up();
     if (options_.measure) {
       double took = measure(island.get(), x, y), at_one = 0;
