@@ -1,31 +1,15 @@
 #include "region_cost.h"
 
 #include <algorithm>
-#include <ctime>
 #include <limits>
 #include <map>
 #include <mutex>
 #include <vector>
 
+#include "clock.h"
+
 namespace paring {
 namespace {
-
-double now() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return double(t.tv_sec) + double(t.tv_nsec) * 1e-9;
-}
-
-// The least of several measurements: whatever disturbs one makes it longer.
-template <class F> double least(F f) {
-  double best = 1;
-  for (int i = 0; i < 6; i++) {
-    double start = now();
-    for (int k = 0; k < 8; k++) f();
-    best = std::min(best, (now() - start) / 8);
-  }
-  return best;
-}
 
 PlaneRates measure(const PlaneKernels& k) {
   constexpr int channels = 32, outputs = channels, rounds = 4;   // the blocks of a group read every channel some times
@@ -45,22 +29,22 @@ PlaneRates measure(const PlaneKernels& k) {
   PlaneConv c = {};
   c.offsets = offsets.data(); c.values = weights.data(); c.groups = groups.data(); c.passes = 1; c.group_count = outputs;
   c.bias = bias.data(); c.low = -infinity; c.high = infinity; c.x = x; c.y = y; c.y_stride = stride;
-  const double lone = least([&] { k.conv1(c, lines); }) / lines;
+  const double lone = least_time([&] { k.conv1(c, lines); }) / lines;
   for (int o = 0; o < outputs; o += 4) groups[size_t(o / 4)] = {o, groups[size_t(o / 4)].end};
   c.group_count = outputs / 4;
-  const double block = least([&] { k.conv4(c, vectors); });
+  const double block = least_time([&] { k.conv4(c, vectors); });
   for (auto& g : groups) g.end = 0;
-  const double end = least([&] { k.conv4(c, vectors); }) / (outputs * vectors);
+  const double end = least_time([&] { k.conv4(c, vectors); }) / (outputs * vectors);
   PlaneDepthwise d = {};
   d.x = x; d.x_stride = stride; d.y = y; d.y_stride = stride; d.offsets = offsets.data(); d.weights = weights.data(); d.bias = bias.data();
   d.taps = 9; d.last = channels; d.low = -infinity; d.high = infinity;
   int32_t around[9];
   for (int t = 0; t < 9; t++) around[t] = t % 3 * 4;
   d.offsets = around;
-  const double tap = least([&] { k.depthwise(d, vectors); }) / (9 * channels * vectors);
+  const double tap = least_time([&] { k.depthwise(d, vectors); }) / (9 * channels * vectors);
   PlaneAdd a = {x, x, stride, stride, y, stride, nullptr, 0, channels, -infinity, infinity};
-  const double add = least([&] { k.add(a, vectors); }) / (channels * vectors);
-  const double convert = least([&] { k.to_planes(rows.data(), pixel.data(), channels, 0, channels, x, stride, vectors); }) / (channels * vectors);
+  const double add = least_time([&] { k.add(a, vectors); }) / (channels * vectors);
+  const double convert = least_time([&] { k.to_planes(rows.data(), pixel.data(), channels, 0, channels, x, stride, vectors); }) / (channels * vectors);
   const double blocks = double(channels) * rounds;
   return {std::max(block - end * outputs * vectors, block / 2) / (blocks * outputs / 4 * vectors),
           std::max(lone - end * outputs, lone / 2) / (blocks * outputs), end, tap, add, convert};
