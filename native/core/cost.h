@@ -21,7 +21,7 @@ struct Bandwidth { double cache, memory; };
 const Bandwidth& bandwidth();
 
 // Seconds of one thread below which others are left asleep: waking them takes as long as what they would save.
-constexpr double worth_threads = 6e-5;
+constexpr double worth_threads = 8e-5;
 constexpr double wake_seconds = 3e-5;     // until a second thread that slept is at work
 
 struct Choice { const Kernel* kernel; std::string why; };
