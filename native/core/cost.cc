@@ -158,18 +158,20 @@ const Bandwidth& bandwidth() {
 
 Choice choose(const paring_conv& c, const char* name, int64_t positions) {
   const Kernel* best = nullptr;
+  int64_t found = 0;
   double least = 0;
   for (int i = 0; const Kernel* row = kernel_of(isa_in_force(), i); i++) {
     const Kernel& k = *row;
     if (k.type != c.type) continue;
     if (name) {
-      if (!std::strcmp(k.name, name)) return {&k, ""};
+      if (!std::strcmp(k.name, name)) return {&k, count_blocks(c, k.outputs, k.inputs), ""};
       continue;
     }
-    double t = seconds(k, c, double(count_blocks(c, k.outputs, k.inputs)), double(std::max<int64_t>(1, positions)), 1);
-    if (!best || t < least) { best = &k; least = t; }
+    int64_t blocks = count_blocks(c, k.outputs, k.inputs);
+    double t = seconds(k, c, double(blocks), double(std::max<int64_t>(1, positions)), 1);
+    if (!best || t < least) { best = &k; found = blocks; least = t; }
   }
-  return {best, name ? std::string("no kernel ") + name + " for this type, shape and instruction set" : "no kernel for this type"};
+  return {best, found, name ? std::string("no kernel ") + name + " for this type, shape and instruction set" : "no kernel for this type"};
 }
 
 }  // namespace paring

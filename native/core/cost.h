@@ -24,7 +24,7 @@ const Bandwidth& bandwidth();
 constexpr double worth_threads = 8e-5;
 constexpr double wake_seconds = 3e-5;     // until a second thread that slept is at work
 
-struct Choice { const Kernel* kernel; std::string why; };
+struct Choice { const Kernel* kernel; int64_t blocks; std::string why; };   // blocks that hold a weight
 // The named kernel, or the one with the least expected time at `positions` output pixels.
 Choice choose(const paring_conv&, const char* name, int64_t positions);
 

@@ -130,11 +130,9 @@ void quantized(paring_layer& l, const paring_conv& c, int R) {
   }
 }
 
-template <class T> void fill_values(paring_layer& l, const paring_conv& c, int R, int I, int pass) {
+template <class T> void fill_values(paring_layer& l, const paring_conv& c, int R, int I, int pass, int64_t blocks) {
   const Kernel& k = *l.kernel;
   size_t row = size_t(c.kernel_h) * c.kernel_w * c.inputs;
-  int64_t blocks = 0;
-  for_blocks<T>(c, R, I, pass, [&](int, int, int, int, int, int, const T*) { blocks++; });
   l.value = Memory(std::max<size_t>(1, size_t(blocks) * R * I * sizeof(T)) + 256);
   std::memset(l.value.get(), 0, l.value.bytes());
   T* out = reinterpret_cast<T*>(l.value.get());
@@ -195,8 +193,8 @@ static paring_layer* pack(const paring_conv& c, const char* name, int64_t positi
   l->packed.high = c.high;
   l->pass_inputs = pass_inputs(c, k);
   l->packed.passes = (c.inputs + l->pass_inputs - 1) / l->pass_inputs;
-  if (c.type == PARING_F32) fill_values<float>(*l, c, R, I, l->pass_inputs);
-  else fill_values<int8_t>(*l, c, R, I, c.inputs);
+  if (c.type == PARING_F32) fill_values<float>(*l, c, R, I, l->pass_inputs, choice.blocks);
+  else fill_values<int8_t>(*l, c, R, I, c.inputs, choice.blocks);
   if (c.type == PARING_F32) {
     l->bias.assign(size_t(l->packed.groups) * R, 0);
     if (c.bias) std::memcpy(l->bias.data(), c.bias, size_t(c.outputs) * 4);
@@ -242,7 +240,7 @@ int paring_kernel(int index, paring_kernel_info* out) {
   const Kernel* found = kernel_of(isa_in_force(), index);
   if (!found) return 0;
   const Kernel& k = *found;
-  *out = {k.name, isa_name(k.isa), k.type, k.outputs, k.inputs, 0};
+  *out = {k.name, isa_name(k.isa), k.type, k.outputs, k.inputs};
   return 1;
 }
 

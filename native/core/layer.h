@@ -6,7 +6,6 @@
 
 #include "kernels.h"
 #include "paring.h"
-#include "region.h"
 
 namespace paring {
 
@@ -34,8 +33,7 @@ inline size_t element_bytes(const paring_conv& c) { return c.type == PARING_F32 
 
 struct paring_layer {
   paring_conv conv;                  // without weights and bias: those are packed
-  const paring::Kernel* kernel = nullptr;   // null: the layer runs as a region of planes
-  std::string planar;                // name of the planar kernel
+  const paring::Kernel* kernel = nullptr;
   paring_layer_info info = {};
   paring::Packed packed = {};
   int pass_inputs = 0;               // input channels of a pass
@@ -47,6 +45,4 @@ struct paring_layer {
   std::vector<float> scale;
   std::vector<int32_t> bias, sum;
   paring::Memory value;
-  // Planar layers keep dense weights: a region is packed for each plan.
-  std::vector<float> dense, dense_bias;
 };

@@ -61,7 +61,6 @@ typedef struct paring_kernel_info {
   const char* name;
   const char* isa;         // portable, avx2, avx2vnni, avx512, avx512vnni
   int32_t type, block_outputs, block_inputs;
-  int32_t planar;          // 1: works on planes of pixels; 0: on NHWC as it is
 } paring_kernel_info;
 PARING_API int paring_kernel(int index, paring_kernel_info*);
 

@@ -41,8 +41,9 @@ int next_width(const paring_plan& p, int most, int left) {
 }
 
 // Cuts the output into tiles of at most k.pixels, and these into ranges of groups where there would be too few tasks.
-void cut(paring_plan& p, bool flat) {
+void cut(paring_plan& p) {
   const paring_layer& l = *p.layer;
+  const bool flat = p.flat;
   int most = tile_pixels(l, flat);
   struct Tile2 { int image, line, column, lines, columns; };
   std::vector<Tile2> tiles;
@@ -76,7 +77,7 @@ bool bind(paring_plan& p) {
   out_size(p.w, c.kernel_w, c.stride_w, c.dilation_w, c.same, &p.out_w, &p.pad_left);
   if (p.n < 1 || p.out_h < 1 || p.out_w < 1) return false;
   if (int64_t(p.n) * p.h * p.w > INT_MAX / 2 || int64_t(p.n) * p.out_h * p.out_w > INT_MAX / 2) return false;
-  bool point = c.kernel_h == 1 && c.kernel_w == 1, flat = point && c.stride_h == 1 && c.stride_w == 1;
+  const bool point = c.kernel_h == 1 && c.kernel_w == 1, flat = p.flat = point && c.stride_h == 1 && c.stride_w == 1;
   p.pixel = c.type == PARING_F32 ? size_t(c.inputs) * 4 : size_t(c.inputs + 3) / 4 * k.unit;
   int need_h = (p.out_h - 1) * c.stride_h + (c.kernel_h - 1) * c.dilation_h + 1, need_w = (p.out_w - 1) * c.stride_w + (c.kernel_w - 1) * c.dilation_w + 1;
   bool padded = need_h > p.h || need_w > p.w;
@@ -97,12 +98,16 @@ bool bind(paring_plan& p) {
     }
     p.entry = p.entry32.data();
   }
-  cut(p, flat);
+  cut(p);
   if (c.type == PARING_QD8) {
     p.pixel_inverse.resize(size_t(p.n) * p.out_h * p.out_w);
     p.pixel_zero.resize(p.pixel_inverse.size());
     p.inverse.resize(p.n);
     p.zero.resize(p.n);
+    if (p.padded_w) {
+      p.quantized = Memory(size_t(p.n) * p.h * p.w * p.pixel + 64);
+      std::memset(p.quantized.get(), 0, p.quantized.bytes());
+    }
   }
   if (p.padded_w) {
     p.copy_image = p.apart * p.padded_h * p.padded_w;
@@ -169,10 +174,8 @@ void run(paring_plan& p, const void* x, void* y) {
   size_t y_pixel = size_t(c.outputs) * (c.type == PARING_S8 ? 1 : 4);
   const char* from = static_cast<const char*>(x);
   size_t image_bytes = size_t(p.h) * p.w * p.pixel;
-  std::vector<char> quantized;
   if (c.type == PARING_QD8) {
-    char* to = p.copy.get();
-    if (p.padded_w) { quantized.resize(image_bytes * p.n + 64); to = quantized.data(); }
+    char* to = p.padded_w ? p.quantized.get() : p.copy.get();
     int64_t in = int64_t(p.h) * p.w * c.inputs;
     int per = std::max(1, int(4096 / std::max<int64_t>(1, in)));   // images of a task
     parallel_for(p.threads, pieces(p.n, per), [&](int t) {
@@ -191,7 +194,7 @@ void run(paring_plan& p, const void* x, void* y) {
       for (int i = t * per; i < std::min(lines, (t + 1) * per); i++) {
         int image = i / p.padded_h, line = i % p.padded_h;
         int32_t zero = c.type == PARING_QD8 ? p.zero[image] : c.x_zero;
-        fill_line(p, image, line, x, quantized.empty() ? nullptr : quantized.data(), zero, p.copy.get() + image * p.copy_image + size_t(line) * p.padded_w * p.apart);
+        fill_line(p, image, line, x, p.quantized.get(), zero, p.copy.get() + image * p.copy_image + size_t(line) * p.padded_w * p.apart);
       }
     });
     from = p.copy.get();
@@ -203,7 +206,7 @@ void run(paring_plan& p, const void* x, void* y) {
     });
     from = p.copy.get();
   }
-  bool flat = c.kernel_h == 1 && c.kernel_w == 1 && c.stride_h == 1 && c.stride_w == 1;
+  const bool flat = p.flat;
   int pitch = p.padded_w ? p.padded_w : p.w, height = p.padded_w ? p.padded_h : p.h;
   parallel_for(p.threads, int(p.parts.size()), [&](int i) {
     const paring_plan::Part& part = p.parts[i];

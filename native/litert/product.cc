@@ -32,14 +32,6 @@ std::unique_ptr<Product> Product::pack(Operator op, const Geometry& g, std::stri
   return p;
 }
 
-bool Product::planar() const {
-  paring_layer_info own = info();
-  paring_kernel_info row;
-  for (int i = 0; paring_kernel(i, &row); i++)
-    if (!strcmp(row.name, own.kernel) && row.type == op_.conv.type) return row.planar;
-  return false;
-}
-
 double Product::estimate(const Geometry& g, int threads) const {
   double seconds = 0;
   for (const auto& layer : layers_) seconds += paring_estimate(layer.get(), g.n, g.h, g.w, threads);

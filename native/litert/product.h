@@ -20,7 +20,6 @@ class Product {
   const Operator& op() const { return op_; }
   Operator& op() { return op_; }
   paring_layer_info info() const { return paring_layer_describe(layers_[0].get()); }
-  bool planar() const;                    // the kernel converts from and to planes of pixels
   double estimate(const Geometry&, int threads) const;   // seconds of one run
 
   // Binds to shapes; may be called again with others.

@@ -54,12 +54,15 @@ def sparsify(
     ['conv2d', 'conv2d', 'dense', 'dense']
     """
     return optimize(
-        source, recipe(target, sparsity, pattern, storage, allocation or ("uniform" if data is None else "error"), min_size),
-        data, output=output, skip=skip, only=only, **options,
+        source, recipe(target, sparsity, pattern, storage, allocation, min_size, given=data is not None), data,
+        output=output, skip=skip, only=only, **options,
     )  # fmt: skip
 
 
-def recipe(target: str, sparsity: float | None, pattern: str, storage: str, allocation: str, min_size: int) -> Recipe:
-    """The recipe that `sparsify` applies."""
+def recipe(
+    target: str, sparsity: float | None, pattern: str, storage: str, allocation: str, min_size: int, *, given: bool
+) -> Recipe:
+    """The recipe that `sparsify` applies; `given`: with data, by which zeros can be shared out."""
+    allocation = allocation or ("error" if given else "uniform")
     settings = Sparsify(sparsity, pattern, target, storage, allocation, min_size=min_size)
     return Recipe((Rule(None, kind="*", prune=settings),), "sparsify")

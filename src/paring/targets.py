@@ -34,7 +34,8 @@ THRESHOLD = 0.6
 LARGE = 8e6
 """Bytes of one layer's weights from which on a network of them no longer fits the third-level cache of a core's share."""
 
-_USUAL = 0.9  # share of zeros at which patterns are compared
+USUAL = 0.9
+"""Share of zeros at which patterns are compared, and for which a layer's possible gain is told."""
 
 
 @dataclass(frozen=True)
@@ -173,15 +174,15 @@ def choose(target: Target, layer: Layer) -> tuple[str | None, str]:
     able = [kernel for kernel in target.kernels if kernel.serves(layer)]
     if not able:
         return None, f"no sparse kernel for {layer.kind} of this shape"
-    found = {kernel.pattern: speed_up(target, layer, {kernel.pattern: 1 - _USUAL}) for kernel in able}
+    found = {kernel.pattern: speed_up(target, layer, {kernel.pattern: 1 - USUAL}) for kernel in able}
     gains = {pattern: gain for pattern, gain in found.items() if gain is not None}
     if not gains:
         return able[0].pattern, "how much it gains is not measured"
     best = max(gains.values())
     if best < WORTH:
-        return None, f"little work: {best:.1f} times as fast at {_USUAL:.0%} zeros"
+        return None, f"little work: {best:.1f} times as fast at {USUAL:.0%} zeros"
     pattern = next(p for p in sorted(gains, key=_fineness) if gains[p] >= NEAR * best)
-    return pattern, f"{gains[pattern]:.1f} times as fast at {_USUAL:.0%} zeros"
+    return pattern, f"{gains[pattern]:.1f} times as fast at {USUAL:.0%} zeros"
 
 
 def predict(
@@ -262,7 +263,7 @@ def _fineness(pattern: str) -> tuple[int, str]:
 
 # Fitted to chains of four layers in stock LiteRT, with the delegate and without, run by run in turns on one thread of a Zen 4
 # server core (shapes of docs/performance.md and as many others; 64 to 2048 channels, 1 to 3136 positions, 70 to 90 % zeros):
-# of 402 ratios 383 are met within 25 %, the others mostly where few rows meet weights that come from a cache others use, too.
+# benchmarks/sparse.py says how far off they are. Least sure is where few rows meet weights from a cache that others use, too.
 # Where the delegate takes another kernel than the pattern's own, the row says what it makes of the pattern. Cycles are
 # 1 / 3.5 ns. The core's peak is 16 float32 and 64 int8 multiply-adds per cycle, with AVX2 as with AVX-512; Intel's AVX-512
 # cores have twice that, dense and sparse alike.

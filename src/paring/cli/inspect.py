@@ -15,10 +15,10 @@ from paring.formats import load
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, Op
 from paring.measure.cost import cost
-from paring.measure.gains import USUAL, Gain, gains, together
+from paring.measure.gains import Gain, gains, together
 from paring.measure.store import finite
 from paring.report import console, short_name, size
-from paring.targets import TARGETS, Target, find
+from paring.targets import TARGETS, USUAL, Target, find
 
 
 def inspect(

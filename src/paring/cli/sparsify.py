@@ -44,9 +44,7 @@ def sparsify(
     every: bool = common.EVERY,
 ) -> None:
     """Prune a model once, after training, in the pattern that a target gains from, and verify what was written."""
-    chosen = recipe(
-        target, sparsity, pattern, storage, allocation or ("uniform" if data is None else "error"), min_size
-    )
+    chosen = recipe(target, sparsity, pattern, storage, allocation, min_size, given=data is not None)
     common.run(
         model, output, chosen, data, as_json=as_json, every=every, skip=skip, only=only, verified=verify,
         max_error=max_error, overwrite=overwrite, limit=limit, image_range=image_range,

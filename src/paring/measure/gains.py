@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from paring.graph import Graph
 from paring.layer import Layer, laid_out, layers_of
 from paring.patterns import UNSTRUCTURED, detect
-from paring.targets import KINDS, Target, choose, find, speed_up
-
-USUAL = 0.9
-"""Share of zeros for which a layer's possible gain is told."""
+from paring.targets import KINDS, USUAL, Target, choose, find, speed_up
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,6 @@ class KernelInfo(ctypes.Structure):
         ("type", ctypes.c_int32),
         ("block_outputs", ctypes.c_int32),
         ("block_inputs", ctypes.c_int32),
-        ("planar", ctypes.c_int32),
     )
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,8 @@ class Session:
         """Builds the interpreter; memory for activations comes with the first run. A `stream` keeps its state."""
         sparse = kernels == "sparse"
         self.interpreter = _interpreter(path, KERNELS[kernels], threads, sparse)
-        # What the delegate takes by itself: behind XNNPACK's own nodes it could not be told from that.
-        self.claimed = _taken(_interpreter(path, KERNELS["builtin"], threads, sparse)) if sparse else set()
+        # The delegate alone: behind XNNPACK's own nodes it could not be told what ours takes.
+        self.ours_alone = partial(_interpreter, path, KERNELS["builtin"], threads, sparse) if sparse else None
         self.inputs = [d["index"] for d in self.interpreter.get_input_details()]
         self.outputs = [d["index"] for d in self.interpreter.get_output_details()]
         self.allocated, self.stream = False, stream
@@ -77,13 +78,14 @@ class Session:
     def paths(self) -> dict[str, list[str]]:
         """The operators by what runs them: `xnnpack`, `sparse`, `builtin`, or `unseen` where nobody reads what they make."""
         nodes, taken = self.interpreter._get_ops_details(), _taken(self.interpreter)
+        claimed = set() if self.ours_alone is None else _taken(self.ours_alone())
         read = {int(t) for node in nodes for t in node["inputs"]}.union(self.outputs)
         found: dict[str, list[str]] = {"xnnpack": [], "sparse": [], "builtin": [], "unseen": []}
         for node in nodes:
             seen = any(int(t) in read for t in node["outputs"])
             if node["op_name"] != "DELEGATE":
-                ours = "sparse" if node["index"] in self.claimed else "xnnpack"
-                key = ours if node["index"] in taken | self.claimed else "builtin" if seen else "unseen"
+                ours = "sparse" if node["index"] in claimed else "xnnpack"
+                key = ours if node["index"] in taken | claimed else "builtin" if seen else "unseen"
                 found[key].append(str(node["op_name"]))
         return found
 
