@@ -295,12 +295,12 @@ def main() -> int:
     )
     figure.note(
         "What bounds the rows below their bars. Dense layers with one row: the third-level cache; XNNPACK reads 4.2 "
-        "MB of a layer at 60 to 75 GB/s, we read 0.4 to 1.3 MB at 45 to 55, short streams that start anew for each "
-        "layer. Unstructured dense layers: two scalar loads and an FMA for each weight, 0.27 ns at best, 0.30 "
-        "measured; a gather takes 0.35, and vpexpandps 6 cycles for a vector that holds 1.6 weights at 90 %. 3x3: 104 "
-        "of 112 GF/s on the weights left. int8 1x1: bias, requantization and packing take about 5 of 11 cycles for 16 "
-        "outputs at 90 %. Transformer: operators without constant weights take 3.2 of 9.8 ms, so no more than 3.0x "
-        "was to be had."
+        "MB of a layer at 60 to 75 GB/s, we read 0.4 to 1.3 MB at 40 to 55, short streams that start anew for each "
+        "layer. Unstructured dense layers: two scalar loads and an FMA for each weight, 0.30 ns; gathers take 0.35, "
+        "expanded masks 0.35 to 1.06 (native/bench/one_row.cc prints these). 3x3: 100 to 108 GF/s on the weights "
+        "left, dense 106. int8 1x1: bias, requantization and packing are a cost for each output that zeros do not "
+        "shrink. Transformer: with the delegate it takes 4.2 ms, of which its 36 dense layers are 1.15 (verbose "
+        "prints them); the other 3.1 of 9.4 ms have no constant weights, so 3.0x is the end."
     )
     figure.note(
         "Two threads: a thread that slept takes 30 to 80 us to begin here, a tenth to a fifth of rows of 400 to 800 "
