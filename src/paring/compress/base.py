@@ -1,9 +1,13 @@
-"""What an algorithm is: a frozen dataclass whose fields are its settings, with `encode` and `decode` in NumPy."""
+"""What an algorithm is: a frozen dataclass whose fields are its settings.
+
+`encode` and `decode` are NumPy and compress a weight once; `variables`, `update` and `project` are what training does with it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +57,7 @@ class Context:
       gram: Second moments of the rows that the weights meet, None unless the algorithm asked for them.
       unfolding: How the weights lie as matrices, where that is known without data.
       pruned: The zeros among the weights are there on purpose, however few: they stay.
+      taps: In training, in which a weight is a matrix [outputs, taps * inputs]: positions of a convolution's kernel, else 1.
     """
 
     name: str
@@ -63,6 +68,7 @@ class Context:
     gram: Gram | None = None
     unfolding: Unfolding | None = None
     pruned: bool = False
+    taps: int = 1
 
     def input_spread(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
         """Variance and mean of the input that each weight element meets, broadcastable to `shape`; None without data."""
@@ -101,11 +107,93 @@ def per_input(
     return np.repeat(values.reshape(groups, within), shape[axis] // groups, axis=0).reshape(view)
 
 
-class Algorithm(Protocol):
-    """A compression algorithm: pure functions of its settings."""
+@dataclass(frozen=True)
+class Extra:
+    """A variable that an algorithm has beside a weight while training: a scale, centroids, a mask.
+
+    Attributes:
+      value: What it starts with; its dtype and shape are those of the variable.
+      trainable: Trained by gradient. Others are what `update` gives.
+    """
+
+    value: np.ndarray = field(repr=False)
+    trainable: bool = False
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A compression algorithm: pure functions of its settings, which are the fields of a frozen dataclass.
+
+    `encode` and `decode` are all that a one-shot algorithm needs. In training a weight comes as a float32 matrix [outputs, taps *
+    inputs], whatever its layer (`Context.taps`), and `ops` is `keras.ops`, given and not imported.
+    """
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Compresses float32 values of any shape."""
+        raise NotImplementedError
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """Gives the float32 values that the kernels must agree with."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The fields that differ from their defaults: what a recipe file says."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def variables(self, weight: np.ndarray, context: Context) -> Mapping[str, Extra]:
+        """What it keeps beside a weight, float32 [outputs, taps * inputs]; nothing by default."""
+        del weight, context
+        return {}
+
+    def update(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> dict[str, Any]:
+        """New values of variables that are not trained by gradient, before a training step; none by default.
+
+        Runs inside the compiled step of every backend: no Python branch may hang on a value.
+
+        Args:
+          ops: `keras.ops`.
+          weight: float32 [outputs, taps * inputs], as the stages before this one leave it.
+          variables: Present values by name.
+          step: float32 scalar, the optimizer's steps so far.
+          context: As `encode` gets it, without data.
+        """
+        del ops, weight, variables, step, context
+        return {}
+
+    def project(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> Any:
+        """The weight as the layer is to see it, differentiable as written (with its own straight-through estimator).
+
+        Arguments are those of `update`; what comes back has the shape of `weight`. While training `step` is the optimizer's;
+        in evaluation it is infinite: what the weights are when training is over, with the variables as they are.
+        """
+        raise NotImplementedError
+
+    def hold(self, ops: Any, weight: Any, variables: Mapping[str, Any], context: Context) -> Any:
+        """What the raw weight becomes behind each optimizer step, so that a checkpoint holds it; None to leave it."""
+        del ops, weight, variables, context
+        return None
+
+    def resolved(self, steps_per_epoch: int | None, epochs: float | None) -> Algorithm:
+        """The algorithm with schedules in steps.
+
+        Raises:
+          InputError: A schedule is in epochs or fractions of training and these are not known.
+        """
+        del steps_per_epoch, epochs
+        return self
+
+    def allocate(self, weights: Sequence[np.ndarray], contexts: Sequence[Context]) -> Sequence[Algorithm]:
+        """One algorithm per weight of a group that one rule selects: the hook for budgets over all of them."""
+        del contexts
+        return [self] * len(weights)
+
+    def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
+        """What does not hold of a finished weight, float32 [outputs, taps * inputs], that this algorithm promises; empty if all does.
+
+        >>> Algorithm().promises(np.ones((2, 3), np.float32), Context("layer", axis=0))
+        ()
+        """
+        del weight, context
+        return ()
