@@ -124,8 +124,8 @@ class Extra:
 class Algorithm:
     """A compression algorithm: pure functions of its settings, which are the fields of a frozen dataclass.
 
-    `encode` and `decode` are all that a one-shot algorithm needs. In training a weight comes as a float32 matrix [outputs, taps *
-    inputs], whatever its layer (`Context.taps`), and `ops` is `keras.ops`, given and not imported.
+    `encode` and `decode` are all that a one-shot algorithm needs. In training a weight comes as a float32 matrix
+    [outputs, taps * inputs], whatever its layer (`Context.taps`), and `ops` is `keras.ops`, given and not imported.
     """
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
@@ -147,7 +147,9 @@ class Algorithm:
         del weight, context
         return {}
 
-    def update(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> dict[str, Any]:
+    def update(
+        self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context
+    ) -> dict[str, Any]:
         """New values of variables that are not trained by gradient, before a training step; none by default.
 
         Runs inside the compiled step of every backend: no Python branch may hang on a value.
@@ -190,7 +192,7 @@ class Algorithm:
         return [self] * len(weights)
 
     def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
-        """What does not hold of a finished weight, float32 [outputs, taps * inputs], that this algorithm promises; empty if all does.
+        """What this algorithm promises and does not hold of a finished weight, float32 [outputs, taps * inputs]; empty if all does.
 
         >>> Algorithm().promises(np.ones((2, 3), np.float32), Context("layer", axis=0))
         ()
