@@ -112,7 +112,7 @@ def optimize(
     target = check_target(output, overwrite)
     model = sink(load(source))
     original, evened = model, tuple[str, ...]()
-    densify = densify or chosen.prunes  # what is sparse already may become sparser
+    densify = densify or chosen.changes  # what is sparse already may become sparser
     graph = view(model, densify=densify, fold_ranges=chosen.static)
     clock.mark("load")
     if chosen.equalize:
@@ -122,7 +122,7 @@ def optimize(
     asked = data is not None or image_range is not None
     given = feeds(model, data, image_range=image_range, limit=limit) if asked else None
     sparse, stored = Pruned(model, {}), tuple[str, ...]()
-    if chosen.prunes:
+    if chosen.changes:
         sparse = prune(model, graph, chosen, given, progress)
         model = sparse.model
         graph = view(model, densify=densify, fold_ranges=chosen.static)

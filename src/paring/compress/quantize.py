@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from paring.compress.base import Context, Encoded
+from paring.compress.base import Algorithm, Context, Encoded
 from paring.compress.encodings import FORMS, decode
 from paring.compress.gram import Gram
 from paring.compress.rounding import ROUNDERS
@@ -32,7 +32,7 @@ _SMALLEST = np.float32(5e-7)  # a row of zeros gets this range, as in the conver
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Algorithm):
     """Quantization of one operator.
 
     Attributes:

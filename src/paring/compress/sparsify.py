@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from paring.compress.base import Context, Encoded
+from paring.compress.base import Algorithm, Context, Encoded
 from paring.compress.gram import Gram
 from paring.compress.pattern import UNSTRUCTURED, Pattern
 from paring.compress.support import PROMISE, fit
@@ -27,7 +26,7 @@ Choose = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Sparsify:
+class Sparsify(Algorithm):
     """One-shot pruning of one operator, without training.
 
     With data: the zeros are searched for by the alternating direction method of multipliers (Boyd et al. 2011; for pruning:
@@ -98,10 +97,6 @@ class Sparsify:
         """The share of zeros in force."""
         own = Pattern.parse(self.pattern).sparsity if self.pattern else None
         return float(own if own is not None else self.sparsity or 0.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields that differ from their defaults: what a recipe file says."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Prunes float32 weights; what is zero already stays zero where so much of it is that somebody pruned.
