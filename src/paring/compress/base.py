@@ -21,14 +21,17 @@ class Encoded:
     """A compressed weight.
 
     Attributes:
-      values: Codes (int8, one per element, also for int4) or float16 values; the shape of the weight.
-      form: The storage form, a row of `encodings.FORMS`.
-      grid: What the codes mean; None for float16.
+      values: Codes (int8, one per element, also for int4) or float values; the shape of the weight.
+      form: The storage form, a row of `encodings.FORMS`, or `float32`.
+      grid: What the codes mean; None for floats.
+      factors: Matrices [outputs, rank] and [rank, inputs] that can be stored in place of the weight: `values` is their
+        product. None for all algorithms but those that decompose.
     """
 
     values: np.ndarray = field(repr=False)
     form: str
     grid: Quantization | None
+    factors: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ class Algorithm:
         return [self] * len(weights)
 
     def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
-        """What this algorithm promises and does not hold of a finished weight, float32 [outputs, taps * inputs]; empty if all does.
+        """What a finished weight, float32 [outputs, taps * inputs], does not hold of what is promised; empty if it holds all.
 
         >>> Algorithm().promises(np.ones((2, 3), np.float32), Context("layer", axis=0))
         ()
