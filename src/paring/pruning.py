@@ -292,9 +292,7 @@ def _points(settings: Sparsify) -> np.ndarray:
     return np.array([least, *(share for share in SHARES if share > least)])
 
 
-def _solve(
-    graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]
-) -> tuple[Edit, Layer]:
+def _solve(graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]) -> tuple[Edit, Layer]:
     """The edit of one layer, and what to say of it. Layers that share weights share what the first one made of them."""
     op, weight, bias = task.op, task.weight, _bias(graph, task)
     before = np.asarray(weight.read(), np.float32)

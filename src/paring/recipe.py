@@ -15,6 +15,8 @@ from typing import Any, cast
 import yaml
 
 from paring.compress.base import Algorithm
+from paring.compress.cluster import Cluster
+from paring.compress.low_rank import LowRank
 from paring.compress.quantize import CHOICES, Quantize
 from paring.compress.sparsify import Sparsify
 from paring.errors import InputError
@@ -32,7 +34,9 @@ ALIASES = {
     "static_wi8_ai8": "int8",
     "static_wi8_ai16": "int8-int16",
 }
-STAGES: Mapping[str, type[Algorithm]] = MappingProxyType({"sparsify": Sparsify, "quantize": Quantize})
+STAGES: Mapping[str, type[Algorithm]] = MappingProxyType(
+    {"sparsify": Sparsify, "cluster": Cluster, "low_rank": LowRank, "quantize": Quantize}
+)
 """The built-in stages by name; a user's own are named `module:Class`."""
 _RULE_KEYS = ("name", "kind", "min_size", "max_size", "position", "apply", "optional")
 _RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules", "skip", "only", "equalize")

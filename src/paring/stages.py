@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from paring.compress.base import Algorithm, Context, Encoded
+from paring.compress.encodings import decode
 from paring.compress.sparsify import Sparsify
 from paring.compress.unfold import Unfolding
 from paring.compress.weights import shelved
 from paring.data import Feed
-from paring.decision import Plan
+from paring.decision import CONSTANT, FLOAT, OTHER, Plan
 from paring.edits import Edit, Port
 from paring.errors import InputError
 from paring.formats.tflite.apply import apply, moved
@@ -22,6 +23,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.split import SPLITTABLE, Split, split
 from paring.formats.tflite.view import view
 from paring.graph import Graph, Op, OpId, Tensor, WeightUse
+from paring.plan import plan
 from paring.pruning import Layer, prune
 from paring.recipe import Recipe, Rule, stage_name
 from paring.solve import Solution
@@ -53,9 +55,7 @@ class Staged:
 
     def got(self, stage: Algorithm, words: str, *, shares: bool = False) -> Staged:
         """With one more stage."""
-        return replace(
-            self, done=(*self.done, words), stages=(*self.stages, stage), shares=self.shares or shares
-        )
+        return replace(self, done=(*self.done, words), stages=(*self.stages, stage), shares=self.shares or shares)
 
     @property
     def keeps_zeros(self) -> bool:
@@ -88,13 +88,23 @@ class Stages:
         found = [(op, stage) for op, it in self.ops.items() for stage in it.stages]
         return tuple(op for op, stage in found if isinstance(stage, Sparsify) and stage.storage == "sparse")
 
-    def planned(self, made: Plan) -> Plan:
-        """The plan, in which nothing is rounded by data that would lose what its weights share."""
+    def planned(self, graph: Graph, recipe: Recipe) -> Plan:
+        """The plan for this model, in which nothing is rounded by data that would lose what its weights share.
+
+        Raises:
+          InputError: The recipe touches no layer.
+        """
+        none = Staged(None, "unpacks a weight")  # operators that only came with new weights
+        known = {op.id: self.ops.get(op.id, none) for op in graph.ops}
+        made = plan(graph, recipe, {op: (it.rule.apply if it.rule else None, it.why) for op, it in known.items()})
+        _check(made, known, self.model.path)
         decisions = []
         for decision in made.decisions:
-            settings, staged = decision.settings, self.ops.get(decision.op.id)
-            if settings is not None and settings.sequential and staged is not None and staged.shares:
-                reason = f"{decision.reason}; rounded to nearest, not by {settings.rounding}: its shared weights stay shared"
+            settings, staged = decision.settings, known[decision.op.id]
+            if settings is not None and settings.sequential and staged.shares:
+                reason = (
+                    f"{decision.reason}; rounded to nearest, not by {settings.rounding}: its shared weights stay shared"
+                )
                 decision = replace(decision, settings=replace(settings, rounding="nearest"), reason=reason)
             decisions.append(decision)
         return replace(made, decisions=tuple(decisions), pruned=self.pruned)
@@ -123,8 +133,6 @@ class Stages:
 
 def _matrix(graph: Graph, op: Op, use: WeightUse, tensor: Tensor, port: Port | None) -> tuple[np.ndarray, Context]:
     """A weight as it is read from now on, float32 [outputs, taps * inputs], with what there is to know of it."""
-    from paring.compress.encodings import decode
-
     assert tensor.weight is not None
     encoded = port.encoded if port is not None else None
     if encoded is None:
@@ -144,6 +152,7 @@ def _matrix(graph: Graph, op: Op, use: WeightUse, tensor: Tensor, port: Port | N
 
 def run(
     model: TfliteModel,
+    graph: Graph,
     recipe: Recipe,
     given: Sequence[Feed] | None,
     progress: Callable[[int], None] | None = None,
@@ -152,7 +161,8 @@ def run(
 
     Args:
       model: A float model; it is not changed.
-      recipe: A recipe that `changes` weights.
+      graph: Its graph, sparse weights unfolded where the recipe `changes` weights.
+      recipe: What to do; without stages before quantization the model stays as it is.
       given: Samples, for stages that look at them.
       progress: Called with the number of layers done, from 1 in each turn.
 
@@ -160,25 +170,33 @@ def run(
       InputError: No layer can be touched, with the reasons, or an algorithm of the user's failed.
     """
 
-    def seen(model: TfliteModel) -> Graph:
-        return view(model, densify=True, fold_ranges=recipe.static)
-
-    graph = seen(model)
     state = Stages(model, {op: Staged(rule, why) for op, (rule, why) in recipe.winners(graph).items()})
-    for turn in range(max(len(rule.before) for rule in recipe.rules)):
-        found = {op: it.rule.before[turn] for op, it in state.ops.items() if it.rule and len(it.rule.before) > turn}
-        for kind in _TURNS:
-            asked = {op: stage for op, stage in found.items() if isinstance(stage, kind)}
-            found = {op: stage for op, stage in found.items() if op not in asked}
+    for turn in range(max((len(rule.before) for rule in recipe.rules), default=0)):
+        for kind, step in _TURNS.items():
+            found = {op: it.rule.before[turn] for op, it in state.ops.items() if it.rule and len(it.rule.before) > turn}
+            asked = {op: stage for op, stage in found.items() if isinstance(stage, Sparsify) is (kind is Sparsify)}
             if asked:
-                graph = seen(state.model)
-                state = _TURNS[kind](state, graph, asked, given, progress)
+                state = step(state, graph, asked, given, progress)
+                graph = view(state.model, densify=True, fold_ranges=recipe.static)
                 state.model.notes, state.model.folder = model.notes, model.folder
-                places = {op.id for op in seen(state.model).ops}
-                found = {op: stage for op, stage in found.items() if op in places}
-    if not any(it.stages for it in state.ops.values()) and not any(rule.apply is not None for rule in recipe.rules):
-        raise _nothing(model, state)
     return state
+
+
+def _check(made: Plan, known: Mapping[OpId, Staged], where: str) -> None:
+    """Refuses a recipe that does nothing, where it could do nothing."""
+    asked = [d for d in made.decisions if d.mode != CONSTANT and (rule := known[d.op.id].rule) and rule.stages]
+    quantizes = any((rule := known[d.op.id].rule) and rule.apply for d in asked)
+    done = any(known[d.op.id].stages or d.mode not in (FLOAT, OTHER) for d in asked)
+    weighted = any(True for d in asked for _ in made.graph.weights_of(d.op))
+    if not asked or done or (quantizes and weighted):  # what is too small to gain, say, is no fault of the recipe
+        return
+    reasons = Counter(why for d in asked for why in known[d.op.id].left)
+    said = "; ".join(f"{why} ({number} layer{'s' if number > 1 else ''})" for why, number in reasons.most_common(4))
+    kinds = ", ".join(sorted({d.op.native for d in asked})[:5])
+    raise InputError(
+        "the recipe touches no layer", where=where, expected="rules that select a layer with float weights",
+        got=said or kinds, todo="`paring inspect` shows names and kinds",
+    )  # fmt: skip
 
 
 def _pruned(
@@ -189,7 +207,7 @@ def _pruned(
     progress: Callable[[int], None] | None,
 ) -> Stages:
     """One turn of pruning."""
-    selected = {op: (it.rule, asked.get(op), it.why) for op, it in state.ops.items()}
+    selected = {op: (it.rule, cast("Sparsify | None", asked.get(op)), it.why) for op, it in state.ops.items()}
     made = prune(state.model, graph, selected, given, progress)
     ops = {}
     for op, it in state.ops.items():
@@ -198,7 +216,8 @@ def _pruned(
             it = it.got(layer.settings, f"{layer.sparsity:.1%} zeros ({layer.pattern})")
         if layer is not None and (it.zeros is None or op in asked):
             it = replace(it, zeros=layer)
-        ops[made.moved.get(op, op)] = it
+        if op in made.moved:
+            ops[made.moved[op]] = it
     return Stages(made.model, ops, (*state.notes, *made.notes))
 
 
@@ -250,13 +269,13 @@ def _changed(
     if edits:
         model = apply(model, graph, tuple(edits), {})
         now = moved(model, graph)
-        ops = {now.get(op, op): it for op, it in ops.items()}
+        ops = {now[op]: it for op, it in ops.items() if op in now}
         splits = [replace(part, op=now[part.op]) for part in splits]
     if splits:
         halved, added = split(model, splits)
         now = moved(halved, view(model))
         firsts = {added[part.op]: ops[part.op] for part in splits}
-        model, ops = halved, {now.get(op, op): it for op, it in ops.items()} | firsts
+        model, ops = halved, {now[op]: it for op, it in ops.items() if op in now} | firsts
     return Stages(model, ops, state.notes)
 
 
@@ -331,13 +350,3 @@ def _stored(values: np.ndarray, *, half: bool) -> Encoded:
 
 def _left(staged: Staged, stage: Algorithm, why: str) -> Staged:
     return replace(staged, left=(*staged.left, f"no {stage_name(stage)}: {why}"))
-
-
-def _nothing(model: TfliteModel, state: Stages) -> InputError:
-    """Why no layer was touched."""
-    reasons = Counter(why for it in state.ops.values() for why in it.left)
-    said = "; ".join(f"{why} ({number} layer{'s' if number > 1 else ''})" for why, number in reasons.most_common(4))
-    return InputError(
-        "the recipe touches no layer", where=model.path, expected="a layer with float weights",
-        got=said or "none among those that its rules select",
-    )  # fmt: skip

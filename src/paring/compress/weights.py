@@ -26,7 +26,7 @@ def shelved(values: np.ndarray) -> np.ndarray:
     if values.size < CHUNK // 8:
         return values
     with tempfile.TemporaryFile(prefix="paring-") as file:
-        file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        file.write(np.ascontiguousarray(values).data.cast("B"))
         file.flush()
         return np.memmap(file, values.dtype, "r", shape=values.shape)
 

@@ -15,7 +15,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.graph import OpId
 
 SPLITTABLE = ("dense", "conv2d")
-"""Kinds of operators that can become two: the first does what the old one did, for fewer outputs; the second works on points."""
+"""Kinds that can become two: the first does what the old operator did, for fewer outputs; the second looks at single points."""
 
 
 @dataclass(frozen=True)
