@@ -73,6 +73,14 @@ class Cluster(Algorithm):
         """The weights."""
         return encoded.values
 
+    def describe(self) -> str:
+        """In a few words.
+
+        >>> Cluster(8, "tensor").describe()
+        '8 clusters per tensor'
+        """
+        return f"{self.clusters} clusters" + (" per tensor" if self.granularity == "tensor" else "")
+
     def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
         """At most `clusters` distinct values per channel or tensor.
 
