@@ -75,6 +75,8 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
         run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if compressed is not None:
         run = _with_weights(attachment, compressed, run)
+    if op in sites.entries:
+        run = _entered(attachment, sites.entries[op], run)
     label = f"paring{attachment.labels[op]}" if op in attachment.labels else ""
 
     def patched(*args: Any, **kwargs: Any) -> Any:
@@ -99,6 +101,10 @@ def _scope(label: str) -> Iterator[None]:
         yield
 
 
+def _entered(attachment: Attachment, site: Site, run: Call) -> Call:
+    return lambda x, *args, **kwargs: run(attachment.at(site, x), *args, **kwargs)
+
+
 def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> Call:
     layer = compressed.layer
     watched = {id(v): v for v in (*layer.variables, *attachment.state.named.values())}
@@ -107,13 +113,14 @@ def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> 
         if attachment.mode not in (NORMAL, CALIBRATE, ANNOTATE):
             return run(*args, **kwargs)
         training = attachment.training
-        step = attachment.step() if training else None
-        source = attachment.sites.source.get(layer)
-        if len(compressed.targets) > 1 and layer in attachment.sites.inside:
-            source = attachment.sites.inside[layer][0]
-        scale = None if training else attachment.scale(source)
-        shown, added = compressed.values(training=training, step=step, scale=scale)
-        own = {id(v) for v in shown}
+        if attachment.mode == ANNOTATE:
+            shown, added = attachment.frozen[layer]
+            shown = [(v, ops.convert_to_tensor(value)) for v, value in shown]
+        else:
+            step = attachment.step() if training else None
+            scale = None if training else attachment.scale(attachment.source(layer))
+            shown, added = compressed.values(training=training, step=step, scale=scale)
+        own = {id(v) for v, _ in shown}
         with showing(shown, [v for i, v in watched.items() if i not in own], layer):
             made = run(*args, **kwargs)
         if added is None:

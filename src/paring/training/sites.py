@@ -71,8 +71,8 @@ class Sites:
       inside: Between the steps of an operation that the file has as several.
       source: The grid on which a linear operation reads its input.
       folded: The batch normalization that folds into a linear operation.
-      alone: Batch normalizations that fold into nothing.
-      pooled: Operations that average on their input's grid.
+      alone: Batch normalizations that fold into nothing, with the grid that they read.
+      entries: What a layer reads that no graph shows.
     """
 
     inputs: dict[int, Site] = field(default_factory=dict)
@@ -82,11 +82,13 @@ class Sites:
     source: dict[Any, Site | None] = field(default_factory=dict)
     folded: dict[Any, Any] = field(default_factory=dict)
     alone: dict[Any, Site | None] = field(default_factory=dict)
+    entries: dict[Any, Site] = field(default_factory=dict)
 
     def all(self) -> list[Site]:
         """Every site that has a range of its own, once, in a fixed order."""
         found: dict[int, Site] = {}
-        lists = [[*self.inputs.values()], *self.outputs.values(), [*self.before.values()], *self.inside.values()]
+        lists = [[*g.values()] for g in (self.inputs, self.entries, self.before)]
+        lists += [*self.outputs.values(), *self.inside.values()]
         for site in (s.root() for sites in lists for s in sites if s is not None):
             if site.fixed is None:
                 found.setdefault(id(site), site)

@@ -77,29 +77,29 @@ class Compressed:
         """True where its weights become integers."""
         return any(t.quantize is not None and t.quantize.weights in ("int8", "int4") for t in self.targets)
 
-    def values(self, *, training: bool, step: Any, scale: Any) -> tuple[dict[Any, Any], Any]:
-        """What the layer is to see: values by variable, and what is to be added to its result (None for nothing).
+    def values(self, *, training: bool, step: Any, scale: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        """What the layer is to see: variables with their values, and what is to be added to its result (None for nothing).
 
         Args:
           training: Whether the model trains: weights projected, batch normalization alive.
           step: The optimizer's step.
           scale: The step of the grid on which the layer reads its input in the deployed form; None where there is none.
         """
-        shown: dict[Any, Any] = {}
+        shown: list[tuple[Any, Any]] = []
         with AutocastScope(None):
             for target in self.targets:
                 matrix = target.matrix(training=training, step=step)
                 last = target is self.targets[-1]
                 if training or not last or not self.quantized:
-                    shown[target.part.variable] = target.weight(matrix)
+                    shown.append((target.part.variable, target.weight(matrix)))
                     continue
                 matrix, bias = self._deployed(target, matrix, scale)
-                shown[target.part.variable] = target.weight(matrix)
+                shown.append((target.part.variable, target.weight(matrix)))
                 if bias is None:
                     continue
                 if self.bias is None:
                     return shown, bias
-                shown[self.bias] = ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)
+                shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
         return shown, None
 
     def _deployed(self, target: Target, matrix: Any, scale: Any) -> tuple[Any, Any]:
@@ -141,14 +141,14 @@ def on_grid(bias: Any, scale: Any, matrix: Any, high: int) -> Any:
 
 
 @contextmanager
-def showing(values: Mapping[Any, Any], variables: Sequence[Any], layer: Any) -> Iterator[None]:
-    """Inside, each variable of `values` reads as its value.
+def showing(values: Sequence[tuple[Any, Any]], variables: Sequence[Any], layer: Any) -> Iterator[None]:
+    """Inside, each variable of `values` reads as the value beside it.
 
     What is written to `variables` meanwhile, and the losses that `layer` adds, reach them behind.
     """
     outer = get_stateless_scope()
     mapping = dict(outer.state_mapping) if outer is not None else {}
-    mapping |= {id(variable): value for variable, value in values.items()}
+    mapping |= {id(variable): value for variable, value in values}
     scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
     scope.state_mapping.update(mapping)
     with scope:
