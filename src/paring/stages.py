@@ -186,8 +186,12 @@ def _check(made: Plan, known: Mapping[OpId, Staged], where: str) -> None:
     """Refuses a recipe that does nothing, where it could do nothing."""
     asked = [d for d in made.decisions if d.mode != CONSTANT and (rule := known[d.op.id].rule) and rule.stages]
     quantizes = any((rule := known[d.op.id].rule) and rule.apply for d in asked)
-    done = any(known[d.op.id].stages or d.mode not in (FLOAT, OTHER) for d in asked)
-    weighted = any(True for d in asked for _ in made.graph.weights_of(d.op))
+    done = any(
+        it.stages or (it.rule and it.rule.apply and d.mode not in (FLOAT, OTHER))
+        for d in asked
+        if (it := known[d.op.id])
+    )
+    weighted = any(d.op.demands is not None and d.op.demands.weights for d in asked)
     if not asked or done or (quantizes and weighted):  # what is too small to gain, say, is no fault of the recipe
         return
     reasons = Counter(why for d in asked for why in known[d.op.id].left)
@@ -312,6 +316,8 @@ def _factors(encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     left, right = (np.asarray(part, np.float32) for part in encoded.factors)
     shape = encoded.values.shape
+    if shape[0] != len(left):  # outputs lie elsewhere, where no operator becomes two
+        return right, left
     return right.reshape(len(right), *shape[1:]), left.reshape(len(left), *[1] * (len(shape) - 2), left.shape[1])
 
 
