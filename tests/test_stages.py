@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from paring.compress.weights import shelved
 from paring.demo import load_digits, model_path
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.view import entries, view
+from paring.measure.store import finite
 from paring.recipe import Rule
+from paring.report.page import render
 from paring.runtime import Worker
 
 INT8 = {"quantize": {"weights": "int8", "activations": "int8"}}
@@ -387,3 +390,14 @@ def test_the_python_call_clusters(tmp_path):
     made = paring.cluster(model, tmp_path / "o.tflite", clusters=4, only=["dense"])
     assert [row.name for row in made.report.rows if row.stages] == ["head"]
     assert most(weights(load(tmp_path / "o.tflite"))["head"]) == 4
+
+
+def test_a_comparison_sees_zeros_and_clusters_in_the_file_and_its_page_shows_them(tmp_path):
+    model, data = network()
+    made = optimize(model, rules(SPARSE, {"cluster": {"clusters": 8}}, INT8), data, verified=False)
+    found = paring.compare(model, made.model, data)
+    layers = {layer.name: layer for layer in found.layers}
+    assert layers["head"].became == "50% zeros, 8 values per channel, int8"
+    page = render({"comparison": finite(asdict(found))})
+    assert '<td class="k">50% zeros, 8 values per channel, int8</td>' in page
+    assert {layer.shared for layer in paring.compare(model, model, data).layers} == {""}
