@@ -465,7 +465,7 @@ def test_a_recipe_with_both_stages_reads_back_and_a_wrong_order_is_refused():
     assert Recipe.parse(recipe.to_yaml()) == recipe
     assert Recipe.parse(Recipe.load(rules(prune)).to_yaml()).rules[0].apply is None
     for wrong in ([quantize, prune], [prune, prune]):
-        with pytest.raises(InputError, match="in the order sparsify, quantize"):
+        with pytest.raises(InputError, match="each stage at most once, quantize last"):
             Recipe.load({"rules": [{"kind": "*", "apply": wrong}]})
 
 

@@ -66,8 +66,8 @@ def run(
         got = f"no folder {save_statistics.parent}"
         raise InputError("cannot write the statistics", where=str(save_statistics), got=got)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        counts = [*(["pruning"] if recipe.prunes else []), "calibrating", "rounding"]
-        task = progress.add_task(counts[0], total=None if recipe.prunes else settings.get("limit"), visible=False)
+        counts = [*(["pruning"] if recipe.changes else []), "calibrating", "rounding"]
+        task = progress.add_task(counts[0], total=None if recipe.changes else settings.get("limit"), visible=False)
 
         def step(done: int) -> None:
             if done < progress.tasks[0].completed and len(counts) > 1:  # the next count begins

@@ -160,6 +160,15 @@ class Algorithm:
         """The fields that differ from their defaults: what a recipe file says."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
+    def describe(self) -> str:
+        """In a few words, for reports.
+
+        >>> Algorithm().describe()
+        'Algorithm'
+        """
+        said = ", ".join(f"{name}={value}" for name, value in self.settings().items())
+        return type(self).__name__ + (f"({said})" if said else "")
+
     # -- training --------------------------------------------------------------------------------------------------
 
     def variables(self, weight: np.ndarray, context: Context) -> Mapping[str, Extra]:

@@ -90,6 +90,14 @@ class Cluster(Algorithm):
         """The weights."""
         return encoded.values
 
+    def describe(self) -> str:
+        """In a few words.
+
+        >>> Cluster(8, "tensor").describe()
+        '8 clusters per tensor'
+        """
+        return f"{self.clusters} clusters" + (" per tensor" if self.granularity == "tensor" else "")
+
     # -- training --------------------------------------------------------------------------------------------------
 
     def variables(self, weight: np.ndarray, context: Context) -> dict[str, Extra]:
