@@ -186,7 +186,7 @@ class Algorithm:
         Args:
           ops: `keras.ops`.
           weight: float32 [outputs, taps * inputs], as the stages before this one leave it.
-          variables: Present values by name. Trained ones may be set, too, while they do not train yet.
+          variables: Present values by name.
           step: float32 scalar, the optimizer's steps so far.
           context: As `encode` gets it, without data.
         """

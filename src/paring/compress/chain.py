@@ -173,12 +173,30 @@ class Chain(Algorithm):
 
         Stages behind a decomposition promise something of its factors, not of this product, and are not asked.
         """
-        found: list[str] = []
-        for stage, own in zip(self.stages, self._contexts(context), strict=True):
-            found += [f"{type(stage).__name__}: {text}" for text in stage.promises(weight, own)]
-            if _decomposes(stage):
-                break
-        return tuple(found)
+        unmet = zip(self.stages, self.unmet(weight, None, context), strict=True)
+        return tuple(f"{type(stage).__name__}: {text}" for stage, texts in unmet for text in texts)
+
+    def unmet(
+        self, weight: np.ndarray, factors: tuple[np.ndarray, np.ndarray] | None, context: Context
+    ) -> list[tuple[str, ...]]:
+        """What each stage promised and the finished weight, or its factors, do not hold.
+
+        Args:
+          weight: float32 [outputs, taps * inputs].
+          factors: Those that are stored in its place, which is what stages behind a decomposition speak of; None: they are not
+            asked.
+          context: Of the weight.
+        """
+        found: list[tuple[str, ...]] = []
+        parts: tuple[np.ndarray, ...] | None = None
+        for stage, told in zip(self.stages, self._contexts(context), strict=True):
+            if parts is None:
+                found.append(stage.promises(weight, told))
+            else:
+                found.append(tuple(text for part in parts for text in stage.promises(part, _plain(told))))
+            if parts is None and _decomposes(stage):
+                parts = factors or ()
+        return found
 
     def _walk(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> Any:
         """The projected weight, or its factors as they are stored."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,6 @@ class Cluster(Algorithm):
     seed: int = 0
     start: float = 0
     unit: str = "steps"
-    makes: ClassVar[frozenset[str]] = frozenset({"values", "tensor values"})
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -60,6 +59,11 @@ class Cluster(Algorithm):
         if type(self.seed) is not int or self.seed < 0:
             raise InputError("bad setting", where="cluster.seed", expected="a whole number", got=repr(self.seed))
         check_time(self.start, self.unit, "cluster.start")
+
+    @property
+    def makes(self) -> frozenset[str]:  # type: ignore[override]
+        """Few values per channel, or in the whole tensor."""
+        return frozenset({"values"} if self.granularity == "channel" else {"values", "tensor values"})
 
     @property
     def gives_up(self) -> frozenset[str]:
@@ -101,10 +105,11 @@ class Cluster(Algorithm):
     # -- training --------------------------------------------------------------------------------------------------
 
     def variables(self, weight: np.ndarray, context: Context) -> dict[str, Extra]:
-        """The centers, float32 [channels or 1, clusters], one fewer where zero is one of them."""
+        """Centers, float32 [channels or 1, clusters], one fewer where zero is one of them, and how far training moved them."""
         rows = weight if self.granularity == "channel" else weight.reshape(1, -1)
         parts = [centers for _, centers in self._centers(rows, self._reserves_zero(weight, context))]
-        return {"centroids": Extra(np.concatenate(parts), trainable=True)}
+        centers = np.concatenate(parts)
+        return {"centroids": Extra(centers), "shift": Extra(np.zeros_like(centers), trainable=True)}
 
     def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
         """The clustered weight, or the weight where clustering begins later."""
@@ -128,7 +133,7 @@ class Cluster(Algorithm):
         the mean over its members, not the sum: so it moves as fast as its members do under the same optimizer and stays among
         them, while the sum would carry it away hundreds of times faster.
         """
-        rows, live, centers, index, number = self._assign(ops, weight, variables["centroids"])
+        rows, live, centers, index, number = self._assign(ops, weight, variables["centroids"] + variables["shift"])
         own = damped(ops, centers, 1.0 / ops.maximum(number, 1.0))
         found = ops.take(ops.reshape(own, (-1,)), index) + (rows - ops.stop_gradient(rows))
         found = found if live is None else ops.where(live, found, 0.0)

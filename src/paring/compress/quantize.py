@@ -214,11 +214,8 @@ class Quantize(Algorithm):
         Raises:
           InputError: The inputs make no whole blocks.
         """
-        if self.granularity == "block" and weight.shape[1] % self.block_size:
-            raise InputError(
-                "cannot quantize weights in blocks", where=context.name, expected=f"a multiple of {self.block_size} inputs",
-                got=str(weight.shape[1]), todo="Take one scale per channel",
-            )  # fmt: skip
+        if self.granularity == "block":
+            self._check_blocks(weight.shape, context.name)
         if self.steps != "lsq" or self.weights not in ("int8", "int4"):
             return {}
         rows, high = weight.reshape(self._rows(weight.shape)), FORMS[self.weights].high
@@ -262,14 +259,22 @@ class Quantize(Algorithm):
         """Every value lies on the grid that the values' own range gives, so that a file holds it exactly.
 
         >>> Quantize("int8").promises(np.array([[1.27, 0.5], [1.27, 0.501]], np.float32), Context("layer", axis=0))
-        ('1 of 2 channels is not on an int8 grid',)
+        ('1 of 2 channels is off the grid of int8',)
         """
         if self.weights == "float" or not weight.size:
             return ()
         plain = replace(self, range="minmax", rounding="nearest")
         off = (plain.decode(plain.encode(weight, Context(context.name, axis=0))) != weight).any(axis=1)
         be = "is" if off.sum() == 1 else "are"
-        return (f"{off.sum()} of {len(off)} channels {be} not on an {self.weights} grid",) if off.any() else ()
+        return (f"{off.sum()} of {len(off)} channels {be} off the grid of {self.weights}",) if off.any() else ()
+
+    def _check_blocks(self, shape: tuple[int, ...], where: str) -> None:
+        if len(shape) != 2 or shape[1] % self.block_size:
+            raise InputError(
+                "cannot quantize weights in blocks", where=where,
+                expected=f"a matrix with a multiple of {self.block_size} inputs",
+                got="x".join(map(str, shape)), todo="Take one scale per channel",
+            )  # fmt: skip
 
     def _rows(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """The shape in which each row has one scale."""
@@ -279,6 +284,7 @@ class Quantize(Algorithm):
         return (outputs, inputs) if self.granularity == "channel" else (1, outputs * inputs)
 
     def _encode_blocks(self, weight: np.ndarray, context: Context) -> Encoded:
+        self._check_blocks(weight.shape, context.name)
         outputs, inputs = weight.shape
         blocks = weight.reshape(outputs * (inputs // self.block_size), self.block_size)
         loss = self._loss(weight, context, lambda full: full.reshape(blocks.shape))
