@@ -130,7 +130,7 @@ def test_a_pattern_that_yaml_read_as_seconds_is_explained():
         ({}, "the share of zeros"),
         ({"sparsity": 0.9, "pattern": "2:4"}, "expected 0.5, which pattern 2:4 makes, got 0.9"),
         ({"sparsity": 0.9, "storage": "csr"}, "dense, sparse"),
-        ({"sparsity": 0.9, "allocation": "global"}, "uniform, error"),
+        ({"sparsity": 0.9, "allocation": "fair"}, "uniform, error"),
         ({"sparsity": 0.9, "damping": 0}, "sparsify.damping"),
         ({"sparsity": 0.9, "mend": "no"}, "sparsify.mend"),
         ({"sparsity": 0.9, "min_size": -1}, "sparsify.min_size"),
