@@ -294,7 +294,7 @@ def _points(settings: Sparsify) -> np.ndarray:
 
 def _solve(graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]) -> tuple[Edit, Layer]:
     """The edit of one layer, and what to say of it. Layers that share weights share what the first one made of them."""
-    op, weight, bias = task.op, task.weight, _bias(graph, task)
+    op, weight, bias = task.op, task.weight, bias_of(graph, task.op, task.use)
     before = np.asarray(weight.read(), np.float32)
     corrected = gram is not None and _corrects(graph, task)
     if gram is not None and corrected:
@@ -331,15 +331,15 @@ def _solve(graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]) 
 
 def _corrects(graph: Graph, task: _Task) -> bool:
     """True where the bias takes up what pruning shifts in the mean."""
-    return task.settings.bias_correction and _bias(graph, task) is not None
+    return task.settings.bias_correction and bias_of(graph, task.op, task.use) is not None
 
 
-def _bias(graph: Graph, task: _Task) -> np.ndarray | None:
+def bias_of(graph: Graph, op: Op, use: WeightUse) -> np.ndarray | None:
     """The constant bias that a correction can go into."""
-    index = task.use.bias
-    tensor = task.op.inputs[index] if index is not None and index < len(task.op.inputs) else None
+    index = use.bias
+    tensor = op.inputs[index] if index is not None and index < len(op.inputs) else None
     weight = graph.tensors[tensor].weight if tensor is not None else None
-    if weight is None or weight.dtype != "float32" or task.use.axis is None:
+    if weight is None or weight.dtype != "float32" or use.axis is None:
         return None
     return np.asarray(weight.read(), np.float32)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -123,13 +123,30 @@ class Extra:
     trainable: bool = False
 
 
+PROMISES = ("zeros", "values", "tensor values", "grid", "rank")
+"""What a weight can have that later stages may break: exact zeros; few distinct values in each channel, or in the whole
+tensor; an integer grid; a low rank."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A compression algorithm: pure functions of its settings, which are the fields of a frozen dataclass.
 
     `encode` and `decode` are all that a one-shot algorithm needs. In training a weight comes as a float32 matrix
     [outputs, taps * inputs], whatever its layer (`Context.taps`), and `ops` is `keras.ops`, given and not imported.
+
+    Attributes:
+      makes: What it promises of a weight, of `PROMISES`; `promises` says whether a weight holds it.
+      trains_weight: Whether gradients reach the raw weight. False where variables stand in for it.
     """
+
+    makes: ClassVar[frozenset[str]] = frozenset()
+    trains_weight: ClassVar[bool] = True
+
+    @property
+    def gives_up(self) -> frozenset[str]:
+        """Of what stages before it made, what it does not keep; by default all but zeros."""
+        return frozenset(PROMISES) - {"zeros"}
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Compresses float32 values of any shape."""
@@ -183,6 +200,20 @@ class Algorithm:
         in evaluation it is infinite: what the weights are when training is over, with the variables as they are.
         """
         raise NotImplementedError
+
+    def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
+        """What the weight, float32 [outputs, taps * inputs], is at the first step: what the next stage begins with."""
+        return self.decode(self.encode(weight, context))
+
+    def factors(
+        self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context
+    ) -> tuple[Any, Any] | None:
+        """Matrices [outputs, rank] and [rank, inputs] that are stored in place of the weight, whose product `project` gives.
+
+        Arguments are those of `project`. Later stages get each of them, in place of the weight. None: the weight is one matrix.
+        """
+        del ops, weight, variables, step, context
+        return None
 
     def hold(self, ops: Any, weight: Any, variables: Mapping[str, Any], context: Context) -> Any:
         """What the raw weight becomes behind each optimizer step, so that a checkpoint holds it; None to leave it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
-from paring.compress.base import Algorithm, Context, Encoded
+from paring.compress.base import PROMISES, Algorithm, Context, Encoded, Extra
 from paring.errors import InputError
 
 
@@ -26,6 +28,8 @@ class LowRank(Algorithm):
 
     rank: int | None = None
     energy: float | None = None
+    makes: ClassVar[frozenset[str]] = frozenset({"rank"})
+    trains_weight: ClassVar[bool] = False  # its factors are trained in its place
 
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.energy is None):
@@ -61,6 +65,36 @@ class LowRank(Algorithm):
     def decode(self, encoded: Encoded) -> np.ndarray:
         """The product."""
         return encoded.values
+
+    @property
+    def gives_up(self) -> frozenset[str]:
+        """Everything: a product has neither the zeros nor the values of the weight."""
+        return frozenset(PROMISES) - {"rank"}
+
+    def variables(self, weight: np.ndarray, context: Context) -> dict[str, Extra]:
+        """The factors, both trained."""
+        found = self.encode(weight, context).factors
+        assert found is not None
+        return {name: Extra(value, trainable=True) for name, value in zip(("left", "right"), found, strict=True)}
+
+    def factors(
+        self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context
+    ) -> tuple[Any, Any]:
+        """Left and right, which later stages get."""
+        return variables["left"], variables["right"]
+
+    def project(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> Any:
+        """The product of the trained factors; the raw weight only sets them at first."""
+        return ops.matmul(variables["left"], variables["right"])
+
+    def hold(self, ops: Any, weight: Any, variables: Mapping[str, Any], context: Context) -> Any:
+        """The product, so that a checkpoint's weight is the trained one."""
+        return ops.matmul(variables["left"], variables["right"])
+
+    def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
+        """At most the rank that was asked for, to rounding; a rank that follows from `energy` is not promised."""
+        found = int(np.linalg.matrix_rank(weight)) if self.rank is not None else 0
+        return () if not self.rank or found <= self.rank else (f"rank {found}, not at most {self.rank}",)
 
     def _factors(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         left, power, right = np.linalg.svd(matrix, full_matrices=False)
