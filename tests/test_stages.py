@@ -411,3 +411,9 @@ def test_budgets_of_training_hold_without_training(allocation):
     found = [weights(made.model)[name] for name in ("first", "point", "head")]
     assert sum((w == 0).sum() for w in found) / sum(w.size for w in found) == pytest.approx(0.6, abs=0.01)
     assert len({round(float((w == 0).mean()), 2) for w in found}) > 1
+
+
+def test_what_only_training_knows_is_refused():
+    said = rules({"quantize": {"weights": "int8", "activations": "bfloat16"}})
+    with pytest.raises(InputError, match=r"cannot quantize after training .* got bfloat16\. Take this recipe to paring"):
+        optimize(network()[0], said)
