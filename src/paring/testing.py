@@ -200,7 +200,10 @@ def _round_trip(algorithm: Algorithm) -> str:
 
 def _same_twice(algorithm: Algorithm) -> str:
     for _, weight, context in samples():
-        one, two = (algorithm.encode(weight.copy(), context) for _ in range(2))
+        try:
+            one, two = (algorithm.encode(weight.copy(), context) for _ in range(2))
+        except InputError:  # said by the check before
+            continue
         assert np.array_equal(one.values, two.values), (
             "encode gives different values twice. Draw from a seeded generator"
         )

@@ -196,15 +196,16 @@ def _large(algorithm: Algorithm) -> str:
 
 
 def _pair(pair: Any) -> str:
-    said = []
-    for name, weight, context in samples():
+    """The promises of a chain, for the first sample that it takes."""
+    said = ""
+    for name, weight, context in reversed(list(samples())):
         try:
             one = trained(pair, weight, context, jit=False)
         except InputError as error:
-            said.append(f"refused for {name}: {error}")
+            said = f"refused for {name}: {error}"
             continue
-        said.append(kept(one))
-    return next(filter(None, said), "")
+        return kept(one)
+    return said
 
 
 _CHECKS: dict[str, Callable[[Any], str]] = {
