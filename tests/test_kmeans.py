@@ -54,7 +54,7 @@ def test_each_value_gets_its_nearest_center_and_each_center_is_the_mean_of_its_v
 @given(ROWS, st.integers(2, 12))
 @settings(deadline=None, max_examples=60)
 def test_as_few_values_as_clusters_stay_what_they_are(rows, clusters):
-    few = np.unique(rows)[: clusters]
+    few = np.unique(rows)[:clusters]
     rows = few[np.abs(rows[:, :, None] - few).argmin(axis=2)]
     assert np.array_equal(Cluster(clusters).encode(rows, Context("few", 0)).values, rows)
 
@@ -77,7 +77,11 @@ def test_clusters_hold_few_values_in_every_channel_and_keep_zeros(weight, cluste
     found = Cluster(clusters, granularity).encode(weight, Context("layer", axis, pruned=True)).values
     assert found.shape == weight.shape
     assert ((found == 0) >= (weight == 0)).all()
-    rows = np.moveaxis(found, axis, 0).reshape(weight.shape[axis], -1) if granularity == "channel" else found.reshape(1, -1)
+    rows = (
+        np.moveaxis(found, axis, 0).reshape(weight.shape[axis], -1)
+        if granularity == "channel"
+        else found.reshape(1, -1)
+    )
     assert max(len(np.unique(row)) for row in rows) <= clusters
 
 
