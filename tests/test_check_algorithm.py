@@ -48,7 +48,7 @@ def test_the_built_in_algorithms_keep_the_contract_in_training(name, backend):
     ("algorithm", "check", "words"),
     [
         (made.NoDataclass(), "settings through a recipe", "Write @dataclass"),
-        (made.Unwritable(), "settings through a recipe", "a recipe"),
+        (made.Unwritable(levels=(1.0, 3.0)), "settings through a recipe", "a recipe"),
         (made.Flat(), "encode and decode", "decode gives shape"),
         (made.Double(), "encode and decode", "decode gives float64"),
         (made.InPlace(), "encode and decode", "encode changes its argument"),
@@ -113,7 +113,7 @@ def test_what_cannot_be_checked_is_said(monkeypatch):
 
 
 def test_only_algorithms_and_known_backends_are_taken():
-    with pytest.raises(InputError, match="Derive its class from paring.compress.Algorithm"):
+    with pytest.raises(InputError, match=r"Derive its class from paring\.compress\.Algorithm"):
         check_algorithm(Algorithm)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown backend for numpy"):
         check_algorithm(made.Halves(), backends=("numpy",))

@@ -126,8 +126,9 @@ def samples() -> Iterator[tuple[str, np.ndarray, Context]]:
 
 def pairs(algorithm: Algorithm) -> Iterator[tuple[str, Chain]]:
     """The algorithm behind and before each built-in one, but those of its own kind."""
+    kinds = {type(stage) for stage in (algorithm.stages if isinstance(algorithm, Chain) else (algorithm,))}
     for other in BUILT_IN:
-        if type(other) is not type(algorithm):
+        if type(other) not in kinds:
             yield f"behind {type(other).__name__}", chain(other, algorithm)
             yield f"before {type(other).__name__}", chain(algorithm, other)
 

@@ -58,6 +58,8 @@ class Rehearsal:
                         name=name.replace(".", "_"),
                     ) for name, e in extras.items()
                 }  # fmt: skip
+                # Always has a gradient: without any, Keras refuses to train.
+                self.anchor = self.add_weight(shape=(), initializer="zeros", name="anchor")
                 self.step = self.add_weight(shape=(), initializer="zeros", trainable=False, name="step")
 
             def call(self, x: Any, training: bool = False) -> Any:
@@ -73,7 +75,7 @@ class Rehearsal:
                         self.extras[name].assign(now[name])
                 shown = algorithm.project(ops, raw, now, step, context)
                 assert tuple(shown.shape) == weight.shape, f"project gives shape {tuple(shown.shape)}, not {weight.shape}"
-                return ops.expand_dims(shown, 0) + 0.0 * ops.reshape(x, (1, 1, 1))
+                return ops.expand_dims(shown, 0) + 0.0 * (self.anchor + ops.reshape(x, (1, 1, 1)))
 
         self.layer = Shown()
         self.model = keras.Sequential([keras.Input((1,), batch_size=1), self.layer])
@@ -173,7 +175,7 @@ def _gradients(algorithm: Algorithm) -> str:
             before = {v.path: np.array(v) for v in one.layer.trainable_variables}
             rng = np.random.default_rng(2)
             one.train(step, rng.standard_normal(weight.shape).astype(np.float32))
-        for variable in one.layer.trainable_variables:
+        for variable in (v for v in one.layer.trainable_variables if v is not one.layer.anchor):
             now = np.array(variable)
             assert np.isfinite(now).all(), f"the gradient of {variable.name} is infinite or not-a-number ({name})"
             moved = not np.array_equal(before[variable.path], now)
