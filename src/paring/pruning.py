@@ -242,19 +242,27 @@ def _allocated(
     """
     groups: dict[int, list[_Task]] = {}
     first: dict[Any, _Task] = {}
+    plain: dict[Any, list[_Task]] = {}
     for task in (t for t in tasks if not t.mends and first.setdefault(t.key, t) is t):
-        if task.settings.allocation == "error" and Pattern.parse(task.settings.pattern).sparsity is None:
+        if Pattern.parse(task.settings.pattern).sparsity is not None:
+            continue
+        if task.settings.allocation == "error":
             groups.setdefault(id(task.rule), []).append(task)
+        elif task.settings.allocation != "uniform":
+            plain.setdefault((id(task.rule), task.settings.pattern), []).append(task)
+    shares: dict[OpId, float] = {}
+    for group in plain.values():
+        shares |= _by_weights(group)
     asking = [task.op.id for group in groups.values() for task in group if len(group) > 1]
-    if not asking:
+    if not asking and not shares:
         return tasks
-    if given is None:
+    if asking and given is None:
         raise InputError(
             "cannot share zeros out by error", where="sparsify.allocation", expected="data", got="none",
             todo="Give samples with --data, or take allocation uniform",
         )  # fmt: skip
     curves: dict[OpId, np.ndarray] = {}
-    with Replay(model, graph, asking, given, progress=step) as replay:
+    with Replay(model, graph, asking, given or (), progress=step) as replay:
         for task in (t for t in tasks if t.op.id in asking):
             gram = replay.gram(task.op, task.unfolding, (), {}, None)
             if gram is not None:
@@ -263,7 +271,6 @@ def _allocated(
                     np.asarray(task.weight.read(), np.float32), gram, _points(task.settings)
                 )
                 task.weight.release()
-    shares: dict[OpId, float] = {}
     for group in groups.values():
         known = [task for task in group if task.op.id in curves]
         if len(known) > 1:
@@ -286,6 +293,15 @@ def _allocated(
     return found
 
 
+def _by_weights(group: list[_Task]) -> dict[OpId, float]:
+    """Shares that hang on the weights or their shapes alone, as in training."""
+    cuts = [t.unfolding.taps(t.unfolding.matrix(np.asarray(t.weight.read(), np.float32))) for t in group]
+    weights = [cut.reshape(cut.shape[0] * cut.shape[1], -1) for cut in cuts]
+    contexts = [Context(task.op.name, 0, taps=cut.shape[2]) for task, cut in zip(group, cuts, strict=True)]
+    found = group[0].settings.allocate(weights, contexts)
+    return {task.op.id: settings.share for task, settings in zip(group, found, strict=True)}
+
+
 def _points(settings: Sparsify) -> np.ndarray:
     """Shares at which a layer's error is measured, from the least that it may get: kernels skip no zeros where they are few."""
     least = min(settings.share, THRESHOLD + MARGIN) if settings.target else 0.0
@@ -294,7 +310,7 @@ def _points(settings: Sparsify) -> np.ndarray:
 
 def _solve(graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]) -> tuple[Edit, Layer]:
     """The edit of one layer, and what to say of it. Layers that share weights share what the first one made of them."""
-    op, weight, bias = task.op, task.weight, _bias(graph, task)
+    op, weight, bias = task.op, task.weight, bias_of(graph, task.op, task.use)
     before = np.asarray(weight.read(), np.float32)
     corrected = gram is not None and _corrects(graph, task)
     if gram is not None and corrected:
@@ -331,15 +347,15 @@ def _solve(graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]) 
 
 def _corrects(graph: Graph, task: _Task) -> bool:
     """True where the bias takes up what pruning shifts in the mean."""
-    return task.settings.bias_correction and _bias(graph, task) is not None
+    return task.settings.bias_correction and bias_of(graph, task.op, task.use) is not None
 
 
-def _bias(graph: Graph, task: _Task) -> np.ndarray | None:
+def bias_of(graph: Graph, op: Op, use: WeightUse) -> np.ndarray | None:
     """The constant bias that a correction can go into."""
-    index = task.use.bias
-    tensor = task.op.inputs[index] if index is not None and index < len(task.op.inputs) else None
+    index = use.bias
+    tensor = op.inputs[index] if index is not None and index < len(op.inputs) else None
     weight = graph.tensors[tensor].weight if tensor is not None else None
-    if weight is None or weight.dtype != "float32" or task.use.axis is None:
+    if weight is None or weight.dtype != "float32" or use.axis is None:
         return None
     return np.asarray(weight.read(), np.float32)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -24,8 +26,9 @@ from paring.formats.tflite.split import SPLITTABLE, Split, split
 from paring.formats.tflite.view import view
 from paring.graph import Graph, Op, OpId, Tensor, WeightUse
 from paring.plan import plan
-from paring.pruning import Layer, prune
+from paring.pruning import Layer, bias_of, prune
 from paring.recipe import Recipe, Rule, stage_name
+from paring.replay import Replay
 from paring.solve import Solution
 
 _INTEGER = ("int8", "uint8", "int16", "int4")
@@ -145,8 +148,8 @@ def _matrix(graph: Graph, op: Op, use: WeightUse, tensor: Tensor, port: Port | N
         found = found.reshape(-1, found.shape[-1])
         taps = unfolding.taps(unfolding.matrix(values)).shape[-2]
     else:
-        found = np.moveaxis(values, use.axis or 0, 0).reshape(values.shape[0] if values.ndim else 1, -1)
-        taps = 1
+        lead = np.moveaxis(values, use.axis or 0, 0)
+        found, taps = lead.reshape(len(lead), -1), prod(lead.shape[1:-1])
     return np.asarray(found, np.float32), Context(op.name, 0, taps=taps)
 
 
@@ -186,8 +189,12 @@ def _check(made: Plan, known: Mapping[OpId, Staged], where: str) -> None:
     """Refuses a recipe that does nothing, where it could do nothing."""
     asked = [d for d in made.decisions if d.mode != CONSTANT and (rule := known[d.op.id].rule) and rule.stages]
     quantizes = any((rule := known[d.op.id].rule) and rule.apply for d in asked)
-    done = any(known[d.op.id].stages or d.mode not in (FLOAT, OTHER) for d in asked)
-    weighted = any(True for d in asked for _ in made.graph.weights_of(d.op))
+    done = any(
+        it.stages or (it.rule and it.rule.apply and d.mode not in (FLOAT, OTHER))
+        for d in asked
+        if (it := known[d.op.id])
+    )
+    weighted = any(d.op.demands is not None and d.op.demands.weights for d in asked)
     if not asked or done or (quantizes and weighted):  # what is too small to gain, say, is no fault of the recipe
         return
     reasons = Counter(why for d in asked for why in known[d.op.id].left)
@@ -230,41 +237,46 @@ def _changed(
 ) -> Stages:
     """One turn in which algorithms encode weights, each on its own; the weights are what they decode to.
 
-    Where a weight was decomposed, its operator becomes two with a smaller value between them, if that is less work.
+    Where a weight was decomposed, its operator becomes two with a smaller value between them, if that is less work. On data,
+    biases take up what the others shift in the mean, each layer behind those before it.
     """
-    del given
-    ops, edits, splits = dict(state.ops), [], []
+    ops = dict(state.ops)
+    edits: list[Edit] = []
+    splits: list[Split] = []
     done: dict[Any, tuple[Encoded, ...]] = {}
-    for op in (op for op in graph.ops if op.id in asked):
-        stage, weights = asked[op.id], _weights(graph, op)
-        if isinstance(weights, str):
-            ops[op.id] = _left(ops[op.id], stage, weights)
-            continue
-        inputs = {}
-        for use, tensor in weights:
-            assert tensor.weight is not None
-            weight = tensor.weight
-            key = (stage, tensor.id if weight.origin is None else (weight.origin, weight.shape), use.axis)
-            if key not in done:
-                encoded = _encoded(graph, op, use, tensor, stage, state.ops[op.id].keeps_zeros)
-                half = "float16" in weight.stored
-                values = _factors(encoded) or (np.asarray(stage.decode(encoded), np.float32),)
-                done[key] = tuple(_stored(part, half=half) for part in values)
-                weight.release()
-            if len(done[key]) == 1:
-                inputs[use.input] = Port(None, done[key][0], unpack=done[key][0].form == "float16")
-            elif why := _unsplit(graph, op, use, done[key]):
-                ops[op.id] = _left(ops[op.id], stage, why)
-            else:
-                first, second = done[key]
-                splits.append(Split(op.id, use.input, first, second))
-                words = f"rank {len(first.values)} of {min(len(second.values), first.values[0].size)}"
-                ops[op.id] = ops[op.id].got(stage, words)
-        if inputs:
-            edits.append(Edit(op.id, "float", op.version, inputs))
-            ops[op.id] = ops[op.id].got(stage, stage.describe(), shares=True)
-        if progress is not None:
-            progress(len(edits) + len(splits))
+    with contextlib.ExitStack() as stack:
+        replay = stack.enter_context(Replay(state.model, graph, list(asked), given)) if given is not None else None
+        for op in (op for op in graph.ops if op.id in asked):
+            stage, weights = asked[op.id], _weights(graph, op)
+            if isinstance(weights, str):
+                ops[op.id] = _left(ops[op.id], stage, weights)
+                continue
+            inputs = {}
+            for use, tensor in weights:
+                assert tensor.weight is not None
+                weight = tensor.weight
+                key = (stage, tensor.id if weight.origin is None else (weight.origin, weight.shape), use.axis)
+                if key not in done:
+                    encoded = _encoded(graph, op, use, tensor, stage, state.ops[op.id].keeps_zeros)
+                    half = "float16" in weight.stored
+                    values = _factors(encoded) or (np.asarray(stage.decode(encoded), np.float32),)
+                    done[key] = tuple(_stored(part, half=half) for part in values)
+                    weight.release()
+                if len(done[key]) == 1:
+                    inputs[use.input] = Port(None, done[key][0], unpack=done[key][0].form == "float16")
+                elif why := _unsplit(graph, op, use, done[key]):
+                    ops[op.id] = _left(ops[op.id], stage, why)
+                else:
+                    first, second = done[key]
+                    splits.append(Split(op.id, use.input, first, second))
+                    words = f"rank {len(first.values)} of {min(len(second.values), first.values[0].size)}"
+                    ops[op.id] = ops[op.id].got(stage, words)
+            if inputs:
+                inputs |= _corrected(graph, op, weights, inputs, edits, replay)
+                edits.append(Edit(op.id, "float", op.version, inputs))
+                ops[op.id] = ops[op.id].got(stage, stage.describe(), shares=True)
+            if progress is not None:
+                progress(len(edits) + len(splits))
     model = state.model
     if edits:
         model = apply(model, graph, tuple(edits), {})
@@ -277,6 +289,28 @@ def _changed(
         firsts = {added[part.op]: ops[part.op] for part in splits}
         model, ops = halved, {now[op]: it for op, it in ops.items() if op in now} | firsts
     return Stages(model, ops, state.notes)
+
+
+def _corrected(
+    graph: Graph,
+    op: Op,
+    weights: list[tuple[WeightUse, Tensor]],
+    inputs: Mapping[int, Port],
+    edits: Sequence[Edit],
+    replay: Replay | None,
+) -> dict[int, Port]:
+    """The bias that gives the float model's mean output, where there is data and a bias (Nagel et al. 2019, section 4.2)."""
+    use, tensor = weights[0]
+    unfolding, bias = Unfolding.of(graph, op, use), bias_of(graph, op, use)
+    if replay is None or unfolding is None or bias is None or len(weights) > 1 or use.bias is None:
+        return {}
+    gram = replay.gram(op, unfolding, edits, {}, None)
+    new = inputs[use.input].encoded
+    if gram is None or new is None or tensor.weight is None:
+        return {}
+    before, after = (np.asarray(values, np.float32) for values in (tensor.weight.read(), new.values))
+    shifted = (bias + gram.shift(before, after).reshape(bias.shape)).astype(np.float32)
+    return {use.bias: Port(None, Encoded(shifted, "float32", None))}
 
 
 def _encoded(graph: Graph, op: Op, use: WeightUse, tensor: Tensor, stage: Algorithm, pruned: bool) -> Encoded:
@@ -312,6 +346,8 @@ def _factors(encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     left, right = (np.asarray(part, np.float32) for part in encoded.factors)
     shape = encoded.values.shape
+    if shape[0] != len(left):  # outputs lie elsewhere, where no operator becomes two
+        return right, left
     return right.reshape(len(right), *shape[1:]), left.reshape(len(left), *[1] * (len(shape) - 2), left.shape[1])
 
 

@@ -63,6 +63,8 @@ class Attachment:
     momentum: float = MOMENTUM
     samples: Any = field(repr=False, default=None)
     mode: str = NORMAL
+    frozen: dict[Any, Any] = field(repr=False, default_factory=dict)
+    compressed: dict[Any, Any] = field(repr=False, default_factory=dict)
     labels: dict[Any, int] = field(repr=False, default_factory=dict)
     settings: dict[int, Any] = field(repr=False, default_factory=dict)
     holds: list[tuple[Any, Callable[[Any], Any]]] = field(repr=False, default_factory=list)
@@ -118,6 +120,25 @@ class Attachment:
             self.mode = before
             self.forget()
 
+    @contextmanager
+    def annotating(self) -> Iterator[None]:
+        """The model as it is exported: sites are marked, weights are constants."""
+        self.frozen = {site: self.range(site) for site in self.sites.all()}
+        for layer, compressed in self.compressed.items():
+            shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
+            constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
+            self.frozen[layer] = constants, None if added is None else ops.convert_to_numpy(added)
+        with self.working(ANNOTATE):
+            yield
+        self.frozen = {}
+
+    def source(self, layer: Any) -> Site | None:
+        """The site of what meets the weights that are added up with a layer's bias."""
+        inside = self.sites.inside.get(layer)
+        if inside and len(self.compressed[layer].targets) > 1:  # a separable convolution's pointwise one
+            return inside[0]
+        return self.sites.source.get(layer)
+
     def forget(self) -> None:
         """Throws compiled functions away."""
         for name in ("train_function", "test_function", "predict_function"):
@@ -138,7 +159,10 @@ class Attachment:
                 )
             return x
         if self.mode == ANNOTATE:
-            return ranges.annotate(x, *self.range(site), site.bits)
+            from paring.training import marks  # TensorFlow: only where a model is exported
+
+            low, high = site.fixed or self.frozen[site]
+            return marks.annotate(x, low, high, site.bits)
         if site.fixed is not None:
             low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
             return (ranges.train if self.training else ranges.evaluate)(x, low, high, site.bits)
@@ -156,6 +180,11 @@ class Attachment:
 
     def scale(self, site: Site | None) -> Any:
         """The step of a site's grid, float32 scalar; None where there is none."""
+        found = self.grid(site)
+        return None if found is None else found[0]
+
+    def grid(self, site: Site | None) -> tuple[Any, Any] | None:
+        """Step and zero point of a site's grid, float32 scalars; None where there is none."""
         if site is None or self.mode in (PLAIN, CALIBRATE):
             return None
         site = site.root()
@@ -164,7 +193,7 @@ class Attachment:
         else:
             now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
             low, high = now[0], now[1]
-        return ranges.grid(low, high, site.bits)[0]
+        return ranges.grid(low, high, site.bits)
 
     def range(self, site: Site) -> tuple[float, float]:
         """The range of a site as it is now.
@@ -178,7 +207,7 @@ class Attachment:
         if not np.isfinite([low, high]).all():
             raise InputError(
                 "a range is not finite", where=f"layer {site.name}", expected="finite values", got=f"[{low}, {high}]",
-                todo="Training diverged, or data holds infinities: lower the learning rate, check the data, or exempt the layer",
+                todo="Lower the learning rate if training diverged, check the data for infinities, or exempt the layer",
             )  # fmt: skip
         if low >= high:
             raise InputError(

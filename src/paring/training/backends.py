@@ -63,3 +63,18 @@ def _jax_step(attachment: Attachment, step: Any) -> Any:
         return logs, (trainable, others, optimizer, metrics)
 
     return stepped
+
+
+def extend_optimizer(model: Any) -> None:
+    """Gives an optimizer that was built before variables for what a recipe trains; what it knows stays."""
+    old = model.optimizer
+    wanted = model.trainable_variables
+    if not old.built or not wanted or len(old._trainable_variables) == len(wanted):
+        return
+    new = type(old).from_config(old.get_config())
+    new.build(wanted)
+    known = {v.path: v for v in old.variables}
+    for variable in new.variables:
+        if variable.path in known:
+            variable.assign(known[variable.path])
+    model.optimizer = new
