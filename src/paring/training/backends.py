@@ -44,22 +44,17 @@ def _jax_step(attachment: Attachment, step: Any) -> Any:
     """A stateless step cannot read variables: what it needs is put among, and taken from, the values it is given."""
     model = attachment.model
 
+    def counted(optimizer: Any) -> Any:
+        with keras.StatelessScope([*zip(model.optimizer.variables, optimizer, strict=True)]):
+            return ops.cast(ops.convert_to_tensor(model.optimizer.iterations), "float32")
+
     def stepped(state: Any, data: Any) -> Any:
         trainable, others, optimizer, metrics = state
-        names = [id(v) for v in model.non_trainable_variables]
-        counter = names.index(id(attachment.state.named["step"]))
-        iterations = next(n for n, v in enumerate(model.optimizer.variables) if v is model.optimizer._iterations)
-        others = [*others]
-        others[counter] = ops.cast(optimizer[iterations], "float32")
+        now = counted(optimizer)  # also where an optimizer was exchanged, or loaded
+        others = [now if v is attachment.state.named["step"] else value
+                  for v, value in zip(model.non_trainable_variables, others, strict=True)]  # fmt: skip
         logs, (trainable, others, optimizer, metrics) = step((trainable, others, optimizer, metrics), data)
-        trained = [id(v) for v in model.trainable_variables]
-        mapping = list(zip(model.non_trainable_variables, others, strict=True))
-        mapping += list(zip(model.trainable_variables, trainable, strict=True))
-        with keras.StatelessScope(mapping):
-            for variable, held in attachment.holds:
-                place = trained.index(id(variable)) if id(variable) in trained else None
-                if place is not None:
-                    trainable[place] = held(trainable[place])
+        trainable, others = attachment.carried(trainable, others, lambda _: counted(optimizer))
         return logs, (trainable, others, optimizer, metrics)
 
     return stepped

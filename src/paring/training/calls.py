@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -36,13 +37,19 @@ def patch_model(attachment: Attachment, call: Call) -> None:
     """The whole model: asks for the phase, and quantizes what comes in."""
     found = attachment.sites.inputs
 
+    names = list(inspect.signature(attachment.model.call).parameters)
+    place = names.index("training") - 1 if "training" in names else None
+
     def whole(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with attachment.phase():
+        training = args[place] if place is not None and place < len(args) else kwargs.get("training")
+        with attachment.phase(training):
             flat = keras.tree.flatten(inputs)
             flat = [attachment.at(found.get(n), x) if n in found else x for n, x in enumerate(flat)]
             return call(keras.tree.pack_sequence_as(inputs, flat), *args, **kwargs)
 
     replace(attachment, attachment.model, "call", whole)
+    for name in ("summary", "count_params", "get_weights", "set_weights"):
+        replace(attachment, attachment.model, name, attachment.state.hiding(getattr(attachment.model, name)))
 
 
 def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: Call | None = None) -> None:

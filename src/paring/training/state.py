@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ class State(keras.layers.Layer):
         """A new variable; `aggregation` says what becomes of it where several replicas write it."""
         variable = self.add_weight(
             shape=value.shape, dtype=str(value.dtype), trainable=trainable, initializer=lambda *_, **__: value,
-            name=name.replace("/", "."), aggregation="mean" if trainable else aggregation, autocast=False,
+            name=f"{re.sub('[^A-Za-z0-9_]', '_', name)}_{len(self._named)}", aggregation="mean" if trainable else aggregation, autocast=False,
         )  # fmt: skip
         self._named[name] = variable
         return variable
@@ -49,6 +50,18 @@ class State(keras.layers.Layer):
     def weights(self) -> list[Any]:
         """The trained variables."""
         return [] if self.hidden else [v for v in self._named.values() if v.trainable]
+
+    def hiding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, for which nothing but the plain model's weights are there."""
+
+        def hidden(*args: Any, **kwargs: Any) -> Any:
+            self.hidden = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.hidden = False
+
+        return hidden
 
     def save_own_variables(self, store: Any) -> None:
         """By name, so that a file can be held against the model."""
