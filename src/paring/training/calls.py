@@ -44,12 +44,17 @@ def patch_model(attachment: Attachment, call: Call) -> None:
         training = args[place] if place is not None and place < len(args) else kwargs.get("training")
         with attachment.phase(training):
             flat = keras.tree.flatten(inputs)
-            flat = [attachment.at(found.get(n), x) if n in found else x for n, x in enumerate(flat)]
+            flat = [attachment.at(found[n], _tensor(x)) if n in found else x for n, x in enumerate(flat)]
             return call(keras.tree.pack_sequence_as(inputs, flat), *args, **kwargs)
 
     replace(attachment, attachment.model, "call", whole)
     for name in ("summary", "count_params", "get_weights", "set_weights"):
         replace(attachment, attachment.model, name, attachment.state.hiding(getattr(attachment.model, name)))
+
+
+def _tensor(x: Any) -> Any:
+    """Arrays reach a functional model as they are."""
+    return x if keras.ops.is_tensor(x) else ops.convert_to_tensor(x, keras.config.floatx())
 
 
 def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: Call | None = None) -> None:

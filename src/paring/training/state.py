@@ -27,6 +27,7 @@ class State(keras.layers.Layer):
         super().__init__(name=ATTRIBUTE, trainable=True)
         self.settings: dict[str, Any] = {}
         self.hidden = False
+        self.attachment: Any = None
         self._named: dict[str, Any] = {}
         self.built = True
 
@@ -64,8 +65,8 @@ class State(keras.layers.Layer):
         return hidden
 
     def save_own_variables(self, store: Any) -> None:
-        """By name, so that a file can be held against the model."""
-        for name, variable in self._named.items():
+        """By name, so that a file can be held against the model; with the states of random generators, which Keras leaves out."""
+        for name, variable in self._stored().items():
             store[name.replace("/", "|")] = np.asarray(keras.ops.convert_to_numpy(variable))
 
     def load_own_variables(self, store: Any) -> None:
@@ -74,11 +75,17 @@ class State(keras.layers.Layer):
         Raises:
           ValueError: A variable is missing: the file is of another model or recipe.
         """
-        for name, variable in self._named.items():
+        for name, variable in self._stored().items():
             key = name.replace("/", "|")
             if key not in store:
                 raise ValueError(f"{name} is not in the file: it was saved with another model or recipe")
             variable.assign(store[key])
+
+    def _stored(self) -> dict[str, Any]:
+        model = getattr(self.attachment, "model", None)
+        layers = model._flatten_layers() if model is not None else ()
+        generators = [g for layer in layers for g in getattr(layer, "_seed_generators", ())]
+        return {**self._named, **{f"random/{number}": g.state for number, g in enumerate(generators)}}
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the recipe."""
