@@ -174,7 +174,11 @@ def detach(model: Any) -> None:
     for undo in reversed(attachment.undo):
         undo()
     attachment.undo.clear()
+    for optimizer in (attachment.optimizer, getattr(model, "optimizer", None)):
+        backends.refit_optimizer(optimizer, ())
     delattr(model, ATTRIBUTE)
+    model._tracker.untrack(attachment.state)  # Keras keeps what an attribute was
+    backends.renew_parameters(model)
     attachment.forget()
 
 
@@ -368,12 +372,23 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
             calls.replace(attachment, layer, "call", view)
     calls.patch_model(attachment, whole if whole is not None else model.call)
     backends.follow(attachment)
+    for optimizer in (attachment.optimizer, getattr(model, "optimizer", None)):
+        backends.refit_optimizer(optimizer, attachment.state.trainable_variables)
+    backends.renew_parameters(model)
+    attachment.forget()
 
 
 def _calibrate(attachment: Attachment, batches: Any, by_op: dict[Any, Place]) -> None:
     with attachment.working(CALIBRATE):
         for batch in batches:
-            attachment.model(batch, training=False)
+            try:
+                attachment.model(batch, training=False)
+            except (ValueError, TypeError) as error:
+                shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", type(x).__name__), batch)
+                raise InputError(
+                    "cannot calibrate", where=f"model {attachment.model.name}", expected="batches as the model takes them",
+                    got=str(shapes), todo=str(error).strip().splitlines()[0][:300],
+                ) from error  # fmt: skip
     settings = [p.quantize for p in by_op.values() if p.quantize is not None and p.quantize.static]
     how = settings[0]
     attachment.calibrated(lambda site: (how.range, how.percentile))

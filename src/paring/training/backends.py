@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -9,6 +10,7 @@ from keras import ops
 
 from paring.training import calls
 from paring.training.attachment import Attachment
+from paring.training.state import ATTRIBUTE
 
 
 def follow(attachment: Attachment) -> None:
@@ -60,16 +62,31 @@ def _jax_step(attachment: Attachment, step: Any) -> Any:
     return stepped
 
 
-def extend_optimizer(model: Any) -> None:
-    """Gives an optimizer that was built before variables for what a recipe trains; what it knows stays."""
-    old = model.optimizer
-    wanted = model.trainable_variables
-    if not old.built or not wanted or len(old._trainable_variables) == len(wanted):
+def refit_optimizer(optimizer: Any, added: Sequence[Any]) -> None:
+    """Lets an optimizer that was built before train what a recipe trains, or no longer; what it knows of the others stays.
+
+    It stays the same object, because loops of one's own hold it.
+
+    Args:
+      optimizer: A Keras optimizer; one that is not built yet needs nothing.
+      added: The recipe's trained variables; empty to take them away.
+    """
+    if optimizer is None or not optimizer.built:
         return
-    new = type(old).from_config(old.get_config())
-    new.build(wanted)
-    known = {v.path: v for v in old.variables}
-    for variable in new.variables:
-        if variable.path in known:
-            variable.assign(known[variable.path])
-    model.optimizer = new
+    built = getattr(optimizer, "inner_optimizer", optimizer)._trainable_variables
+    plain = [v for v in built if not v.path.startswith(f"{ATTRIBUTE}/")]
+    if len(built) == len(plain) + len(added):
+        return
+    new = type(optimizer).from_config(optimizer.get_config())
+    new.build([*plain, *added])
+    old = [v for v in optimizer.variables if ATTRIBUTE not in v.path]
+    for variable, known in zip([v for v in new.variables if ATTRIBUTE not in v.path], old, strict=True):
+        variable.assign(known)
+    optimizer.__dict__.clear()
+    optimizer.__dict__.update(new.__dict__)
+
+
+def renew_parameters(model: Any) -> None:
+    """On PyTorch, `model.parameters()` are those of now."""
+    if keras.backend.backend() == "torch":
+        model._track_variables()

@@ -14,7 +14,6 @@ import keras
 
 from paring.errors import InputError
 from paring.training.attaching import attach
-from paring.training.backends import extend_optimizer
 from paring.training.state import ASSET
 
 
@@ -45,8 +44,6 @@ def load_model(
         model, settings["recipe"], steps_per_epoch=settings["steps_per_epoch"], epochs=settings["epochs"],
         momentum=settings["momentum"],
     )  # fmt: skip
-    if getattr(model, "optimizer", None) is not None:
-        extend_optimizer(model)
     try:
         model.load_weights(path)
     except ValueError as error:
