@@ -11,9 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from paring.compress.straight import short, through
 from paring.grids import LEVELS
 
-SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
+_SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
 
 
 def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
@@ -26,9 +27,15 @@ def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
     """
     low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
     if bits == 16:
-        return ops.maximum(ops.maximum(-low, high), SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
-    scale = ops.maximum(high - low, SMALLEST) / 255
+        return ops.maximum(ops.maximum(-low, high), _SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
+    scale = ops.maximum(high - low, _SMALLEST) / 255
     return scale, ops.floor(-low / scale + 0.5)
+
+
+def exact_grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
+    """The same with a scale of 16 significant bits: products with codes are exact, so a file says the very same grid."""
+    scale, zero = grid(low, high, bits)
+    return ops.reshape(short(ops, ops.reshape(scale, (1, 1)), 16), ()), zero
 
 
 def bounds(scale: Any, zero: Any, bits: int) -> tuple[Any, Any]:
@@ -49,7 +56,7 @@ def train(x: Any, low: Any, high: Any, bits: int) -> Any:
 
 def evaluate(x: Any, low: Any, high: Any, bits: int) -> Any:
     """The value on its grid as XNNPACK computes it, with the same gradient."""
-    scale, zero = grid(low, high, bits)
+    scale, zero = exact_grid(low, high, bits)
     return _rounded(x, scale, *bounds(scale, zero, bits))
 
 
@@ -57,4 +64,4 @@ def _rounded(x: Any, scale: Any, least: Any, most: Any) -> Any:
     inside = ops.clip(ops.cast(x, "float32"), least, most)
     codes = inside / scale
     # Gradients of codes * scale: to x straight through, to the scale by what rounding leaves (Esser et al., ICLR 2020).
-    return ops.cast((codes + ops.stop_gradient(ops.round(codes) - codes)) * scale, x.dtype)
+    return ops.cast(through(ops, ops.round(codes), codes) * scale, x.dtype)
