@@ -196,6 +196,7 @@ def test_attach_leaves_no_trace_that_finalize_does_not_take_away(stages: list[di
     model = compiled(dense())
     x, y = data()
     model.fit(x, y, verbose=0)  # the optimizer is built before there are extras
+    model.predict(x, verbose=0)
     names, plain = [v.path for v in model.weights], portrait(model)
     paring.attach(model, recipe(*stages), x)
     assert [layer.name for layer in model.layers] == [layer.name for layer in dense().layers]

@@ -374,6 +374,7 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
     backends.follow(attachment)
     for optimizer in (attachment.optimizer, getattr(model, "optimizer", None)):
         backends.refit_optimizer(optimizer, attachment.state.trainable_variables)
+    backends.store_apart(attachment)
     backends.renew_parameters(model)
     attachment.forget()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -90,3 +92,43 @@ def renew_parameters(model: Any) -> None:
     """On PyTorch, `model.parameters()` are those of now."""
     if keras.backend.backend() == "torch":
         model._track_variables()
+
+
+def store_apart(attachment: Attachment) -> None:
+    """Files hold the optimizer of the plain model, so that Keras loads it without paring; the state holds what is beyond that."""
+    model = attachment.model
+    if not attachment.state.trainable_variables:
+        return
+
+    def split() -> None:
+        outer = getattr(model, "optimizer", None)
+        for optimizer in (outer, getattr(outer, "inner_optimizer", None)):
+            if optimizer is not None and "save_own_variables" not in optimizer.__dict__:
+                calls.replace(attachment, optimizer, "save_own_variables", functools.partial(_save_plain, optimizer))
+                calls.replace(attachment, optimizer, "load_own_variables", functools.partial(_load_plain, optimizer))
+
+    compile_ = model.compile
+
+    def compiled(*args: Any, **kwargs: Any) -> None:
+        compile_(*args, **kwargs)
+        split()
+
+    calls.replace(attachment, model, "compile", compiled)
+    split()
+
+
+def _save_plain(optimizer: Any, store: Any) -> None:
+    for number, variable in enumerate(v for v in optimizer.variables if ATTRIBUTE not in v.path):
+        store[str(number)] = ops.convert_to_numpy(variable)
+
+
+def _load_plain(optimizer: Any, store: Any) -> None:
+    plain = [v for v in optimizer.variables if ATTRIBUTE not in v.path]
+    if len(store.keys()) != len(plain):
+        warnings.warn(
+            f"Skipping variable loading for optimizer '{optimizer.name}', because it has {len(plain)} variables whereas the "
+            f"saved optimizer has {len(store.keys())} variables.", stacklevel=2,
+        )  # fmt: skip
+        return
+    for number, variable in enumerate(plain):
+        variable.assign(store[str(number)])

@@ -13,6 +13,7 @@ import numpy as np
 
 ASSET = "paring.json"
 ATTRIBUTE = "paring_state"
+_OPTIMIZER = "optimizer/"
 
 
 class State(keras.layers.Layer):
@@ -78,6 +79,8 @@ class State(keras.layers.Layer):
         for name, variable in self._stored().items():
             key = name.replace("/", "|")
             if key not in store:
+                if name.startswith(_OPTIMIZER):  # the model was saved before it was compiled, or without its optimizer
+                    continue
                 raise ValueError(f"{name} is not in the file: it was saved with another model or recipe")
             variable.assign(store[key])
 
@@ -85,7 +88,10 @@ class State(keras.layers.Layer):
         model = getattr(self.attachment, "model", None)
         layers = model._flatten_layers() if model is not None else ()
         generators = [g for layer in layers for g in getattr(layer, "_seed_generators", ())]
-        return {**self._named, **{f"random/{number}": g.state for number, g in enumerate(generators)}}
+        optimizer = getattr(model, "optimizer", None)
+        own = [v for v in optimizer.variables if ATTRIBUTE in v.path] if optimizer is not None else []
+        found = {**self._named, **{f"random/{number}": g.state for number, g in enumerate(generators)}}
+        return {**found, **{f"{_OPTIMIZER}{number}": v for number, v in enumerate(own)}}
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the recipe."""
