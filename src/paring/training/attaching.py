@@ -116,7 +116,11 @@ def attach(
     for number, p in enumerate((p for p in places if p.rule is not None), 1):
         attachment.labels[p.op] = number
         attachment.settings[number] = p
+    locked = model._tracker.locked
+    model._tracker.unlock()  # a subclassed model takes nothing new once it is built
     setattr(model, ATTRIBUTE, state)
+    if locked:
+        model._tracker.lock()
     state.attachment = attachment
     try:
         _patch(attachment, found, places, compressed)
