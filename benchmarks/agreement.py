@@ -25,8 +25,6 @@ import trained
 
 RECIPE: dict[str, Any] = {
     "version": 1,
-    "inputs": "int8",
-    "outputs": "int8",
     "rules": [{"kind": "*", "apply": {"quantize": {"weights": "int8", "activations": "int8"}}}],
 }
 BARS = {"transformer": (0.95, 0.99)}  # values within one quantum, top-1; others:
@@ -50,18 +48,18 @@ def main() -> int:
 
 def compare(figure: figures.Figures, name: str, images: int, steps: int, calibration: int) -> None:
     """One network: its rows and bars."""
-    import paring
+    from paring import training
 
     model = trained.float_model(name)
     x, classes = trained.samples(name, "train", steps * BATCH)
     test, truth = trained.samples(name, "test", images)
     before = trained.accuracy(trained.logits(model, test), truth)
-    paring.attach(model, RECIPE, x[:calibration])
+    training.attach(model, RECIPE, x[:calibration])
     trained.compiled(model, steps, 1e-4)
     model.fit(x, classes, batch_size=BATCH, epochs=1, verbose=0)
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         path = Path(folder, "model.tflite")
-        result = paring.export(model, path, x[:calibration])
+        result = training.export(model, path, x[:calibration], inputs="int8", outputs="int8")
         test, codes = snapped(path, test)
         wanted = trained.logits(model, test)
         runs = {kernels: run(path, codes, kernels == "builtin") for kernels in ("XNNPACK", "builtin")}

@@ -130,12 +130,13 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
     import keras
 
     import paring
+    from paring import training
 
     case = families.build(family)
     model, x, stages = case.model, case.x, TECHNIQUES[technique]
     at[0] = "attach"
     recipe = {"version": 1, "rules": [{"kind": "*", "apply": stages}]}
-    attachment = paring.attach(model, recipe, x, steps_per_epoch=STEPS, epochs=1)
+    attachment = training.attach(model, recipe, x, steps_per_epoch=STEPS, epochs=1)
     at[0] = "fit"
     if case.loss is not None:
         model.compile(keras.optimizers.SGD(1e-3), case.loss)
@@ -147,7 +148,7 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
         at[0] = "save"
         model.save(Path(folder, "middle.keras"))
         at[0] = "load"
-        loaded = paring.load_model(Path(folder, "middle.keras"))
+        loaded = training.load_model(Path(folder, "middle.keras"))
         again = _outputs(loaded(_tensors(x), training=False))
         off = max(_distance(a, b) for a, b in zip(truth, again, strict=True))
         if not off <= SAME:
@@ -158,7 +159,7 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
         loaded.fit(_first(x, BATCH), _first(case.y, BATCH), batch_size=BATCH, epochs=1, verbose=0)
         at[0] = "export"
         path = Path(folder, "model.tflite")
-        result = paring.export(model, path, x)
+        result = training.export(model, path, x)
         at[0] = "run"
         before = _distances(truth, path, x)
         if INT8 not in stages:
@@ -172,7 +173,7 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
     floats = collections.Counter((row.native, row.reason) for row in result.report.rows if row.mode == "float")
     return {
         "parameters": model.count_params(),
-        "layers": len(attachment.report),
+        "layers": len(attachment.rows),
         "integer": sum(row.mode != "float" for row in result.report.rows),
         "float": [{"operator": name, "count": n, "why": why} for (name, why), n in sorted(floats.items())],
         "notes": list(result.report.notes),

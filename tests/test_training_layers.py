@@ -14,6 +14,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter
 
 import paring
+from paring import training
 from paring.formats.tflite.view import view
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "families.py"
@@ -66,7 +67,7 @@ def test_a_layer_trains_and_its_file_computes_its_deployed_form(kind, families, 
     case = families.build(kind)
     model = case.model
     before = [np.array(v) for v in model.trainable_variables]
-    attachment = paring.attach(model, RECIPE, case.x)
+    attachment = training.attach(model, RECIPE, case.x)
     model.compile(keras.optimizers.SGD(0.01), case.loss)
     history = model.fit(case.x, case.y, batch_size=4, epochs=1, verbose=0).history
     assert np.isfinite(history["loss"]).all()
@@ -75,7 +76,7 @@ def test_a_layer_trains_and_its_file_computes_its_deployed_form(kind, families, 
     assert not weighty, f"left float: {weighty}"
 
     deployed = model.predict(case.x, verbose=0)
-    result = paring.export(model, tmp_path / "model.tflite", case.x)
+    result = training.export(model, tmp_path / "model.tflite", case.x)
     graph = view(paring.load(tmp_path / "model.tflite"))
     off = np.abs(run(tmp_path / "model.tflite", case.x) - deployed) / quantum(graph)
     assert np.mean(off < 1.01) > 0.9 and off.max() < 3.01, f"{off.max():.2f} quanta"
@@ -95,10 +96,10 @@ def test_a_layer_of_ones_own_is_saved_and_goes_on(families, tmp_path):
 
     case = families.build("custom")
     case.model.compile(keras.optimizers.SGD(0.01), case.loss)
-    paring.attach(case.model, RECIPE, case.x)
+    training.attach(case.model, RECIPE, case.x)
     case.model.fit(case.x, case.y, batch_size=4, epochs=1, verbose=0)
     case.model.save(tmp_path / "middle.keras")
-    loaded = paring.load_model(tmp_path / "middle.keras")
+    loaded = training.load_model(tmp_path / "middle.keras")
     np.testing.assert_array_equal(loaded.predict(case.x, verbose=0), case.model.predict(case.x, verbose=0))
     losses = [float(m.train_on_batch(case.x, case.y)) for m in (case.model, loaded)]
     assert losses[0] == losses[1]
