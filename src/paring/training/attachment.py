@@ -159,7 +159,10 @@ class Attachment:
                 )
             return x
         if self.mode == ANNOTATE:
-            return ranges.annotate(x, *(site.fixed or self.frozen[site]), site.bits)
+            from paring.training import marks  # TensorFlow: only where a model is exported
+
+            low, high = site.fixed or self.frozen[site]
+            return marks.annotate(x, low, high, site.bits)
         if site.fixed is not None:
             low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
             return (ranges.train if self.training else ranges.evaluate)(x, low, high, site.bits)
@@ -199,7 +202,7 @@ class Attachment:
         if not np.isfinite([low, high]).all():
             raise InputError(
                 "a range is not finite", where=f"layer {site.name}", expected="finite values", got=f"[{low}, {high}]",
-                todo="Training diverged, or data holds infinities: lower the learning rate, check the data, or exempt the layer",
+                todo="Lower the learning rate if training diverged, check the data for infinities, or exempt the layer",
             )  # fmt: skip
         if low >= high:
             raise InputError(

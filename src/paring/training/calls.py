@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
@@ -77,11 +77,10 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
         run = _with_weights(attachment, compressed, run)
     if op in sites.entries:
         run = _entered(attachment, sites.entries[op], run)
-    label = f"paring{attachment.labels[op]}" if op in attachment.labels else ""
+    number = attachment.labels.get(op)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        scope = _scope(label) if label and attachment.mode == ANNOTATE else nullcontext()
-        with scope:
+        with _labelled(number, attachment):
             made = run(*args, **kwargs)
             flat = keras.tree.flatten(made)
             if not any(outputs) or len(flat) < len(outputs):
@@ -92,13 +91,12 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     replace(attachment, op, "call", patched)
 
 
-@contextmanager
-def _scope(label: str) -> Iterator[None]:
-    """Names of what is made inside tell the writer to which operation it belongs."""
-    import tensorflow as tf
+def _labelled(number: int | None, attachment: Attachment) -> Any:
+    if number is None or attachment.mode != ANNOTATE:
+        return nullcontext()
+    from paring.training import marks  # TensorFlow: only where a model is exported
 
-    with tf.name_scope(label):
-        yield
+    return marks.label(number)
 
 
 def _entered(attachment: Attachment, site: Site, run: Call) -> Call:
@@ -204,7 +202,9 @@ def _rescaling(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -
 
 def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> Any:
     mean = ops.cast(ops.convert_to_tensor(layer.mean), layer.compute_dtype)
-    deviation = ops.maximum(ops.sqrt(ops.cast(ops.convert_to_tensor(layer.variance), layer.compute_dtype)), keras.config.epsilon())
+    deviation = ops.maximum(
+        ops.sqrt(ops.cast(ops.convert_to_tensor(layer.variance), layer.compute_dtype)), keras.config.epsilon()
+    )
     x = ops.cast(x, layer.compute_dtype)
     if layer.invert:
         return attachment.at(inside[0], x * deviation) + mean
@@ -222,7 +222,9 @@ def _attention(
     bits = inside[0].bits
     query = attachment.at(inside[0], query * (1 / float(query.shape[-1]) ** 0.5))
     scores = attachment.at(inside[1], ops.einsum("btnh,bsnh->bnts", query, key))
-    shares = attachment.at(Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores))
+    shares = attachment.at(
+        Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores)
+    )
     dropout = getattr(layer, "_dropout_layer", None)
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))

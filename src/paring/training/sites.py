@@ -7,7 +7,7 @@ concatenation has one grid for all; softmax, sigmoid and tanh have fixed ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ _KEEP = {
     "Transpose", "GetItem", "Split", "Slice", "Pad", "BroadcastTo", "Repeat", "Tile", "Flip", "Roll", "Swapaxes", "Moveaxis",
     "StopGradient", "MaxPool", "Ravel", "Unstack", "DropPath", "Cast", "Copy", "Take", "DepthToSpace", "SpaceToDepth",
 }  # fmt: skip
-_SAME = {"AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool", "UpSampling1D", "UpSampling2D", "UpSampling3D",
-         "Resizing", "Resize"}  # fmt: skip
+_SAME = {
+    "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool", "UpSampling1D", "UpSampling2D", "UpSampling3D",
+    "Resizing", "Resize",
+}  # fmt: skip
 _JOINED = {"Concatenate", "Stack", "Hstack", "Vstack"}
 _FUSES = {*LINEAR, "BatchNormalization", "Add", "Subtract", "Multiply"} - {"SeparableConv1D"}
 _FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
@@ -130,7 +132,12 @@ def place(
 
 class _Placer:
     def __init__(
-        self, nodes: Sequence[Any], inputs: Sequence[int], outputs: Sequence[int], reals: set[int], bits: Callable[[Any], int]
+        self,
+        nodes: Sequence[Any],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        reals: set[int],
+        bits: Callable[[Any], int],
     ) -> None:
         self.nodes, self.entries, self.exits, self.reals, self.bits = nodes, inputs, set(outputs), reals, bits
         self.users: dict[int, list[Any]] = {}
@@ -217,7 +224,7 @@ class _Placer:
 
 
 def _normalizes(follower: Any, op: Any) -> bool:
-    if name_of(follower) != "BatchNormalization" or name_of(op) == "Dense" and getattr(op, "lora_enabled", False):
+    if name_of(follower) != "BatchNormalization" or getattr(op, "lora_enabled", False):
         return False
     return follower.axis in (-1, getattr(op, "rank", 0) + 1) or name_of(op) in ("Dense", "EinsumDense")
 
@@ -228,5 +235,3 @@ def _fused(follower: Any) -> bool:
 
 def _fixed(activation: str, bits: int) -> tuple[float, float] | None:
     return None if activation not in _FIXED else _FIXED[activation] if bits == 8 else _FIXED_16
-
-
