@@ -341,8 +341,11 @@ def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: 
     targets = []
     for part, algorithm, context in chosen:
         weight = np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
+        path = f"{p.path}/{part.variable.name}"  # a variable's own path is another one in a loaded model
+        if any(name.startswith(f"{path}/") for name in state.named):
+            path += f"#{len(targets)}"
         extras = {
-            name: state.add(f"{part.variable.path}/{name}", extra.value, trainable=extra.trainable)
+            name: state.add(f"{path}/{name}", extra.value, trainable=extra.trainable)
             for name, extra in algorithm.variables(weight, context).items()
         }
         quantize = p.quantize if p.quantize is not None and p.quantize.weights in _INTEGER else None

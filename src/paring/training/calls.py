@@ -213,11 +213,11 @@ def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: An
 
 def _attention(
     attachment: Attachment, layer: Any, inside: list[Site], original: Call, query: Any, key: Any, value: Any,
-    attention_mask: Any = None, training: Any = None, **options: Any,
+    attention_mask: Any = None, training: Any = None, *rest: Any, **options: Any,
 ) -> Any:  # fmt: skip
     """Scaled dot product attention in the steps that a file has; with a mask between them they stay float."""
     if attention_mask is not None or options.get("use_causal_mask") or len(query.shape) != 4:
-        made = original(query, key, value, attention_mask=attention_mask, training=training, **options)
+        made = original(query, key, value, attention_mask, training, *rest, **options)
         return (attachment.at(inside[2], made[0]), *made[1:])
     bits = inside[0].bits
     query = attachment.at(inside[0], query * (1 / float(query.shape[-1]) ** 0.5))
