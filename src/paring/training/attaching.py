@@ -116,7 +116,7 @@ def attach(
     for number, p in enumerate((p for p in places if p.rule is not None), 1):
         attachment.labels[p.op] = number
         attachment.settings[number] = p
-    setattr(model, ATTRIBUTE, state)
+    _own(model, state)
     state.attachment = attachment
     try:
         _patch(attachment, found, places, compressed)
@@ -175,7 +175,20 @@ def detach(model: Any) -> None:
         undo()
     attachment.undo.clear()
     delattr(model, ATTRIBUTE)
+    model._tracker.untrack(attachment.state)  # which deleting a layer forgets
     attachment.forget()
+
+
+def _own(model: Any, state: State) -> None:
+    """Makes the state an attribute of a model, also of a subclassed one, which takes none any more once it is built."""
+    tracker = model._tracker
+    locked = tracker.locked
+    tracker.unlock()
+    try:
+        setattr(model, ATTRIBUTE, state)
+    finally:
+        if locked:
+            tracker.lock()
 
 
 # -- what there is ---------------------------------------------------------------------------------------------------
