@@ -180,6 +180,11 @@ class Attachment:
 
     def scale(self, site: Site | None) -> Any:
         """The step of a site's grid, float32 scalar; None where there is none."""
+        found = self.grid(site)
+        return None if found is None else found[0]
+
+    def grid(self, site: Site | None) -> tuple[Any, Any] | None:
+        """Step and zero point of a site's grid, float32 scalars; None where there is none."""
         if site is None or self.mode in (PLAIN, CALIBRATE):
             return None
         site = site.root()
@@ -188,7 +193,7 @@ class Attachment:
         else:
             now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
             low, high = now[0], now[1]
-        return ranges.grid(low, high, site.bits)[0]
+        return ranges.grid(low, high, site.bits)
 
     def range(self, site: Site) -> tuple[float, float]:
         """The range of a site as it is now.

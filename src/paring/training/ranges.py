@@ -11,6 +11,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from paring.compress.straight import through
 from paring.grids import LEVELS
 
 SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
@@ -57,4 +58,4 @@ def _rounded(x: Any, scale: Any, least: Any, most: Any) -> Any:
     inside = ops.clip(ops.cast(x, "float32"), least, most)
     codes = inside / scale
     # Gradients of codes * scale: to x straight through, to the scale by what rounding leaves (Esser et al., ICLR 2020).
-    return ops.cast((codes + ops.stop_gradient(ops.round(codes) - codes)) * scale, x.dtype)
+    return ops.cast(through(ops, ops.round(codes), codes) * scale, x.dtype)

@@ -75,6 +75,8 @@ class Sites:
       folded: The batch normalization that folds into a linear operation.
       alone: Batch normalizations that fold into nothing, with the grid that they read.
       entries: What a layer reads that no graph shows.
+      then: The operation that fuses into another one.
+      added: The grids of what an addition reads.
     """
 
     inputs: dict[int, Site] = field(default_factory=dict)
@@ -85,6 +87,15 @@ class Sites:
     folded: dict[Any, Any] = field(default_factory=dict)
     alone: dict[Any, Site | None] = field(default_factory=dict)
     entries: dict[Any, Site] = field(default_factory=dict)
+    then: dict[Any, Any] = field(default_factory=dict)
+    added: dict[Any, tuple[Site, ...]] = field(default_factory=dict)
+
+    def sink(self, op: Any) -> Site | None:
+        """The grid that the kernel of an operation writes, behind all that fuses into it."""
+        while op in self.then:
+            op = self.then[op]
+        found = self.outputs.get(op)
+        return found[0] if found and op not in self.before and activation_of(op) in _PLAIN else None
 
     def all(self) -> list[Site]:
         """Every site that has a range of its own, once, in a fixed order."""
@@ -173,6 +184,9 @@ class _Placer:
         if name in LINEAR:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
+        read = [self.at.get(v) for v in node.inputs]
+        if name == "Add" and len(read) == 2 and self.times[op] == 1 and all(read):
+            self.found.added[op] = tuple(s for s in read if s is not None)
         if name in _KEEP or (name == "Activation" and activation == "linear"):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
@@ -181,10 +195,11 @@ class _Placer:
         if name == "BatchNormalization" and op not in self.taken:
             self.found.alone[op] = first
         if name in LINEAR and activation == "linear" and follower is not None and _normalizes(follower, op):
-            self.found.folded[op] = follower
+            self.found.folded[op] = self.found.then[op] = follower
             self.taken.add(follower)
             return
         if name in _FUSES and activation == "linear" and follower is not None and _fused(follower):
+            self.found.then[op] = follower
             return
         wide = self.width(value, op)
         if not wide or value not in self.reals:
