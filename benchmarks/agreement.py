@@ -59,7 +59,7 @@ def compare(figure: figures.Figures, name: str, images: int, steps: int, calibra
     model.fit(x, classes, batch_size=BATCH, epochs=1, verbose=0)
     with tempfile.TemporaryDirectory(prefix="agreement-") as folder:
         path = Path(folder, "model.tflite")
-        result = training.export(model, path, x[:calibration], inputs="int8", outputs="int8")
+        result = training.export(model, path, inputs="int8", outputs="int8")
         test, codes = snapped(path, test)
         wanted = trained.logits(model, test)
         runs = {kernels: run(path, codes, kernels == "builtin") for kernels in ("XNNPACK", "builtin")}

@@ -134,6 +134,7 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
 
     case = families.build(family)
     model, x, stages = case.model, case.x, TECHNIQUES[technique]
+    parameters = model.count_params()
     at[0] = "attach"
     recipe = {"version": 1, "rules": [{"kind": "*", "apply": stages}]}
     attachment = training.attach(model, recipe, x, steps_per_epoch=STEPS, epochs=1)
@@ -172,7 +173,7 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
         kept = promises(path, technique)
     floats = collections.Counter((row.native, row.reason) for row in result.report.rows if row.mode == "float")
     return {
-        "parameters": model.count_params(),
+        "parameters": parameters,
         "layers": len(attachment.rows),
         "integer": sum(row.mode != "float" for row in result.report.rows),
         "float": [{"operator": name, "count": n, "why": why} for (name, why), n in sorted(floats.items())],

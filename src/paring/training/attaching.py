@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ def attach(
     optimizer: Any = None,
     momentum: float = MOMENTUM,
     strict: bool = False,
+    paths: Sequence[str] | None = None,
 ) -> Attachment:
     """Puts a recipe to work in a live Keras 3 model, in place: no wrapper, no clone, names and summary unchanged.
 
@@ -71,6 +72,7 @@ def attach(
       optimizer: The Keras optimizer of a training loop of your own; `compile` makes it known by itself.
       momentum: Of the moving averages that activation ranges are.
       strict: Refuse to leave a weight or activation float.
+      paths: How the operations were called when the model was saved; names that Keras makes up are others after loading.
 
     Returns:
       The attachment: `rows` says what became of each operation; `advance()` is for loops without a Keras optimizer.
@@ -85,8 +87,11 @@ def attach(
     first, batches = _batches(data)
     found = trace(model, first)
     places = _places(model, found)
-    _match(places, chosen)
+    _name(places, paths, model)
     by_op = {p.op: p for p in places}
+    for node in found.nodes:
+        node.path = by_op[node.op].path
+    _match(places, chosen)
     sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
     _leaf_sites(places, found, sites)
     plans = _algorithms(places, steps_per_epoch, epochs)
@@ -105,6 +110,7 @@ def attach(
     state = State()
     state.settings = {
         "version": 1, "recipe": chosen.to_data(), "steps_per_epoch": steps_per_epoch, "epochs": epochs, "momentum": momentum,
+        "paths": [p.path for p in places],
     }  # fmt: skip
     state.add("step", np.zeros((), np.float32))
     learned = any(p.quantize is not None and getattr(p.quantize, "learned", False) for p in places)
@@ -261,6 +267,19 @@ def _paths(layer: Any, prefix: str) -> Iterator[tuple[Any, str]]:
         path = f"{prefix}{inner.name}"
         yield inner, path
         yield from _paths(inner, f"{path}/")
+
+
+def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
+    """Gives the operations the names that they had; their order is that of the model's code."""
+    if paths is None or {p.path for p in places} == set(paths):
+        return
+    if len(paths) != len(places):
+        raise InputError(
+            "cannot load what the recipe trained", where=f"model {model.name}", expected=f"{len(paths)} operations, as it was saved",
+            got=str(len(places)), todo="Load it with the code that it was saved with",
+        )  # fmt: skip
+    for p, path in zip(places, paths, strict=True):
+        p.path = path
 
 
 def _match(places: list[Place], recipe: Recipe) -> None:
