@@ -160,7 +160,7 @@ def _attempt(family: str, technique: str, at: list[str]) -> dict[str, Any]:
         loaded.fit(_first(x, BATCH), _first(case.y, BATCH), batch_size=BATCH, epochs=1, verbose=0)
         at[0] = "export"
         path = Path(folder, "model.tflite")
-        result = training.export(model, path, x)
+        result = training.export(model, path)
         at[0] = "run"
         before = _distances(truth, path, x)
         if INT8 not in stages:

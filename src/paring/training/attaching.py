@@ -211,7 +211,8 @@ def _check(model: Any) -> None:
             "a recipe is attached already", where=f"model {model.name}", expected="a plain model",
             todo="Put all stages into one recipe, or call paring.finalize(model) first",
         )  # fmt: skip
-    unbuilt = [layer.name for layer in model._flatten_layers() if not layer.built]
+    graph = hasattr(model, "_nodes_by_depth")  # what is not built there is not called
+    unbuilt = [layer.name for layer in model._flatten_layers() if not layer.built and not graph]
     if not model.built or unbuilt:
         raise InputError(
             "the model is not built", where=f"model {model.name}", expected="layers with weights",
