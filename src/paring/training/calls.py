@@ -49,6 +49,11 @@ def patch_model(attachment: Attachment, call: Call) -> None:
             return call(keras.tree.pack_sequence_as(inputs, flat), *args, **kwargs)
 
     replace(attachment, attachment.model, "call", whole)
+    flat = attachment.model._flatten_layers  # of which `layers` are
+    replace(
+        attachment, attachment.model, "_flatten_layers",
+        lambda *args, **kwargs: [layer for layer in flat(*args, **kwargs) if layer is not attachment.state],
+    )  # fmt: skip
     for name in ("summary", "count_params", "get_weights", "set_weights"):
         replace(attachment, attachment.model, name, attachment.state.hiding(getattr(attachment.model, name)))
 
@@ -273,18 +278,19 @@ def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: An
 
 def _attention(
     attachment: Attachment, layer: Any, inside: list[Site], original: Call, query: Any, key: Any, value: Any,
-    attention_mask: Any = None, training: Any = None, **options: Any,
+    attention_mask: Any = None, training: Any = None, *rest: Any, **options: Any,
 ) -> Any:  # fmt: skip
-    """Scaled dot product attention in the steps that a file has; with a mask between them they stay float."""
-    if attention_mask is not None or options.get("use_causal_mask") or len(query.shape) != 4:
-        made = original(query, key, value, attention_mask=attention_mask, training=training, **options)
+    """Scaled dot product attention in the steps that a file has; a mask and the softmax behind it are float there."""
+    if len(query.shape) != 4:
+        made = original(query, key, value, attention_mask, training, *rest, **options)
         return (attachment.at(inside[2], made[0]), *made[1:])
     bits = inside[0].bits
     query = attachment.at(inside[0], query * (1 / float(query.shape[-1]) ** 0.5))
     scores = attachment.at(inside[1], ops.einsum("btnh,bsnh->bnts", query, key))
-    shares = attachment.at(
-        Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores)
-    )
+    if options.get("use_causal_mask"):
+        attention_mask = layer._compute_causal_mask(query, value)
+    shares = ops.softmax(scores) if attention_mask is None else layer._masked_softmax(scores, attention_mask)
+    shares = attachment.at(Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), shares)
     dropout = getattr(layer, "_dropout_layer", None)
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))

@@ -38,7 +38,7 @@ def load_model(
     model = keras.models.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode)
     attach(
         model, settings["recipe"], steps_per_epoch=settings["steps_per_epoch"], epochs=settings["epochs"],
-        momentum=settings["momentum"],
+        momentum=settings["momentum"], paths=settings["paths"],
     )  # fmt: skip
     try:
         model.load_weights(path)
