@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -37,13 +38,29 @@ def patch_model(attachment: Attachment, call: Call) -> None:
     """The whole model: asks for the phase, and quantizes what comes in."""
     found = attachment.sites.inputs
 
+    names = list(inspect.signature(attachment.model.call).parameters)
+    place = names.index("training") - 1 if "training" in names else None
+
     def whole(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with attachment.phase():
+        training = args[place] if place is not None and place < len(args) else kwargs.get("training")
+        with attachment.phase(training):
             flat = keras.tree.flatten(inputs)
-            flat = [attachment.at(found.get(n), x) if n in found else x for n, x in enumerate(flat)]
+            flat = [attachment.at(found[n], _tensor(x)) if n in found else x for n, x in enumerate(flat)]
             return call(keras.tree.pack_sequence_as(inputs, flat), *args, **kwargs)
 
     replace(attachment, attachment.model, "call", whole)
+    flat = attachment.model._flatten_layers  # of which `layers` are
+    replace(
+        attachment, attachment.model, "_flatten_layers",
+        lambda *args, **kwargs: [layer for layer in flat(*args, **kwargs) if layer is not attachment.state],
+    )  # fmt: skip
+    for name in ("summary", "count_params", "get_weights", "set_weights"):
+        replace(attachment, attachment.model, name, attachment.state.hiding(getattr(attachment.model, name)))
+
+
+def _tensor(x: Any) -> Any:
+    """Arrays reach a functional model as they are."""
+    return x if keras.ops.is_tensor(x) else ops.convert_to_tensor(x, keras.config.floatx())
 
 
 def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: Call | None = None) -> None:
@@ -261,18 +278,19 @@ def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: An
 
 def _attention(
     attachment: Attachment, layer: Any, inside: list[Site], original: Call, query: Any, key: Any, value: Any,
-    attention_mask: Any = None, training: Any = None, **options: Any,
+    attention_mask: Any = None, training: Any = None, *rest: Any, **options: Any,
 ) -> Any:  # fmt: skip
-    """Scaled dot product attention in the steps that a file has; with a mask between them they stay float."""
-    if attention_mask is not None or options.get("use_causal_mask") or len(query.shape) != 4:
-        made = original(query, key, value, attention_mask=attention_mask, training=training, **options)
+    """Scaled dot product attention in the steps that a file has; a mask and the softmax behind it are float there."""
+    if len(query.shape) != 4:
+        made = original(query, key, value, attention_mask, training, *rest, **options)
         return (attachment.at(inside[2], made[0]), *made[1:])
     bits = inside[0].bits
     query = attachment.at(inside[0], query * (1 / float(query.shape[-1]) ** 0.5))
     scores = attachment.at(inside[1], ops.einsum("btnh,bsnh->bnts", query, key))
-    shares = attachment.at(
-        Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores)
-    )
+    if options.get("use_causal_mask"):
+        attention_mask = layer._compute_causal_mask(query, value)
+    shares = ops.softmax(scores) if attention_mask is None else layer._masked_softmax(scores, attention_mask)
+    shares = attachment.at(Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), shares)
     dropout = getattr(layer, "_dropout_layer", None)
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))
