@@ -123,7 +123,9 @@ class Attachment:
     @contextmanager
     def annotating(self) -> Iterator[None]:
         """The model as it is exported: sites are marked, weights are constants."""
-        self.frozen = {site: self.range(site) for site in self.sites.all()}
+        for site in self.sites.all():
+            self.range(site)
+            self.frozen[site] = self._frozen_grid(site)
         for layer, compressed in self.compressed.items():
             shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
             constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
@@ -131,6 +133,17 @@ class Attachment:
         with self.working(ANNOTATE):
             yield
         self.frozen = {}
+
+    def _frozen_grid(self, site: Site) -> tuple[float, float]:
+        if site in self.frozen:
+            return self.frozen[site]  # type: ignore[no-any-return]
+        if site.fixed is not None and site.bits == 8:
+            return (site.fixed[1] - site.fixed[0]) / 255, -site.fixed[0] * 255 / (site.fixed[1] - site.fixed[0])
+        if site.fixed is not None:
+            return site.fixed[1] / 32767, 0.0
+        found = self.grid(site)
+        assert found is not None
+        return float(ops.convert_to_numpy(found[0])), float(ops.convert_to_numpy(found[1]))
 
     def source(self, layer: Any) -> Site | None:
         """The site of what meets the weights that are added up with a layer's bias."""
@@ -161,8 +174,7 @@ class Attachment:
         if self.mode == ANNOTATE:
             from paring.training import marks  # TensorFlow: only where a model is exported
 
-            low, high = site.fixed or self.frozen[site]
-            return marks.annotate(x, low, high, site.bits)
+            return marks.annotate(x, *self._frozen_grid(site), site.bits)
         if site.fixed is not None:
             low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
             return (ranges.train if self.training else ranges.evaluate)(x, low, high, site.bits)
@@ -193,7 +205,7 @@ class Attachment:
         else:
             now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
             low, high = now[0], now[1]
-        return ranges.grid(low, high, site.bits)
+        return ranges.exact_grid(low, high, site.bits)
 
     def range(self, site: Site) -> tuple[float, float]:
         """The range of a site as it is now.

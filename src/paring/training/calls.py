@@ -14,7 +14,7 @@ from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import ACTIVE, LINEAR, Site, activation_of
-from paring.training.weights import Compressed, folding, on_grid, showing
+from paring.training.weights import Compressed, folding, on_grid, regrid, showing
 
 Call = Callable[..., Any]
 _BIG = 1e9
@@ -192,6 +192,7 @@ def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) ->
             return run(x, *args, **kwargs)
         factor, shift = folding(norm)
         if scale is not None:
+            factor = ops.reshape(regrid(ops.reshape(factor, (-1, 1)), 127), (-1,))
             shift = on_grid(shift, scale, ops.reshape(factor, (-1, 1)), 127)
         kernel = ops.cast(ops.reshape(factor, (1, 1, -1, 1)), x.dtype)
         return ops.depthwise_conv(x, kernel) + ops.cast(shift, x.dtype)
