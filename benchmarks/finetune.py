@@ -157,9 +157,10 @@ def alternated(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
 def about(steps: int, seeds: int) -> str:
     """The protocol in a sentence or two."""
     return (
-        f"ResNet8 (top-1 0.758 as it is) fine-tuned on CIFAR-10 as JPEG: {steps} steps of {BATCH} images for every technique, stages "
-        f"sharing them; shifts and flips; Adam, {RATE:g} down to a hundredth by half a cosine; {seeds} seeds, the same data in the same "
-        "order for every tool; accuracy on 2,000 test images, of the file that is written, on default kernels."
+        f"ResNet8 (top-1 0.758 as it is) fine-tuned on CIFAR-10 as JPEG: {steps} steps of {BATCH} images for every "
+        f"technique, stages sharing them; shifts and flips; Adam, {RATE:g} down to a hundredth by half a cosine; {seeds} "
+        "seeds, the same data in the same order for every tool; accuracy on 2,000 test images, of the file that is "
+        "written, on default kernels."
     )
 
 

@@ -1,4 +1,4 @@
-"""ResNet8 fine-tuned with tfmot (tf_keras), by the protocol of `finetune.py`: accuracy of the files that come out, cost of a step.
+"""ResNet8 fine-tuned with tfmot (tf_keras), by the protocol of `finetune.py`: accuracy of its files, cost of a step.
 
 Runs in an environment of its own: `pip install tensorflow-cpu==2.19.* tf_keras==2.19.* tensorflow-model-optimization==0.8.1`
 and paring, which reads the files. tfmot has no Keras 3.
