@@ -61,7 +61,10 @@ TWINS = {  # what tfmot has for it; the better one where it has two
     "int8 QAT": ("int8 QAT",),
     "int4 weights, int8 activations": ("int4 weights, int8 activations",),
     "80 % sparse, int8": ("80 % sparse, int8 after training", "80 % sparse, int8 (PQAT)"),
-    "50 % sparse, 16 clusters, int8": ("50 % sparse, 16 clusters, int8 (PCQAT)",),
+    "50 % sparse, 16 clusters, int8": (
+        "50 % sparse, 16 clusters per tensor, int8 (PCQAT)",
+        "50 % sparse, 16 clusters per channel, int8 (PCQAT)",
+    ),
 }
 
 
@@ -146,9 +149,8 @@ def compare(figure: figures.Figures, found: Mapping[str, list[dict[str, Any]]], 
 
 
 def main() -> int:
-    args = figures.arguments(
-        __doc__, steps=finetune.STEPS, seeds=len(finetune.SEEDS), only="", rounds=12, folder=tempfile.gettempdir()
-    )
+    args = figures.arguments(__doc__, steps=finetune.STEPS, seeds=len(finetune.SEEDS), only="", rounds=12, folder="")
+    folder = Path(args.folder or tempfile.mkdtemp(prefix="training-"))
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
     data = finetune.Data()
@@ -159,7 +161,7 @@ def main() -> int:
             if args.only and args.only not in name:
                 continue
             keras.backend.clear_session()
-            path = Path(args.folder) / f"paring-{list(TECHNIQUES).index(name)}-{seed}.tflite"
+            path = folder / f"paring-{list(TECHNIQUES).index(name)}-{seed}.tflite"
             row = trained(data, seed, args.steps, stages, path)
             figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
             found.setdefault(name, []).append(row)
