@@ -166,10 +166,10 @@ def test_only_leaves_all_others_float():
 
 def test_rules_mix_static_int8_a_float_head_and_int4_blocks_in_one_model():
     rules = (
-        Rule(Quantize(activations="int8")),
-        Rule(Quantize("int4", "dynamic", "block", 32), name="hidden"),
-        Rule(None, kind="softmax"),
-        Rule(None, position="last"),
+        Rule((Quantize(activations="int8"),)),
+        Rule((Quantize("int4", "dynamic", "block", 32),), name="hidden"),
+        Rule((), kind="softmax"),
+        Rule((), position="last"),
     )
     result = optimize(model_path(), Recipe(rules), images())
     assert modes(result) == {

@@ -28,7 +28,7 @@ def modes(graph: Graph, *rules: Rule, **more) -> dict[str, str]:
 
 def decide(graph: Graph, settings: Quantize, name: str):
     """The decision for the operator `name` where one rule asks for `settings` everywhere."""
-    return next(d for d in plan(graph, Recipe((Rule(settings),))).decisions if d.op.name == name)
+    return next(d for d in plan(graph, Recipe((Rule((settings,)),))).decisions if d.op.name == name)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def network() -> Graph:
 
 
 def test_the_last_rule_that_matches_wins(network):
-    got = modes(network, Rule(None), Rule(DYNAMIC, kind="dense"), Rule(None, name="head"))
+    got = modes(network, Rule(()), Rule((DYNAMIC,), kind="dense"), Rule((), name="head"))
     assert got["trunk/conv"] == got["head"] == "float"
     assert got["body"] == "dynamic"
 
@@ -80,14 +80,14 @@ def test_the_last_rule_that_matches_wins(network):
     ],
 )
 def test_all_selectors_of_a_rule_must_hold(network, selector, names):
-    chosen = Recipe((Rule(Quantize(weights="float16", activations="float"), **selector),)).match(network)
+    chosen = Recipe((Rule((Quantize(weights="float16", activations="float"),), **selector),)).match(network)
     weighted = {op.id for op in network.ops if op.demands and op.demands.weights}
     assert {op.name for op in network.ops if op.id in weighted and chosen[op.id][0] is not None} == set(names.split())
 
 
 @pytest.mark.parametrize("pattern", ["body", "^bo", "dense", "FULLY_CONNECTED", "conv2d|dense"])
 def test_skip_wins_over_every_rule(network, pattern):
-    made = plan(network, Recipe((Rule(DYNAMIC),)).restricted(skip=[pattern])).by_op()
+    made = plan(network, Recipe((Rule((DYNAMIC,)),)).restricted(skip=[pattern])).by_op()
     body = next(op.id for op in network.ops if op.name == "body")
     assert (made[body].mode, made[body].reason) == ("float", "skipped by request")
 
@@ -96,7 +96,7 @@ def test_skip_wins_over_every_rule(network, pattern):
     ("pattern", "names"), [("body", "body"), ("dense", "body head"), ("CONV_2D|dense", "trunk/conv body head")]
 )
 def test_only_leaves_all_others_float(network, pattern, names):
-    got = plan(network, Recipe((Rule(DYNAMIC),)).restricted(only=[pattern])).decisions
+    got = plan(network, Recipe((Rule((DYNAMIC,)),)).restricted(only=[pattern])).decisions
     assert {d.op.name for d in got if d.mode != "float"} == set(names.split())
     assert {d.reason for d in got if d.op.name not in names.split()} == {"not among the requested operators"}
 
@@ -104,11 +104,11 @@ def test_only_leaves_all_others_float(network, pattern, names):
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (Rule(None, name="hed"), ["rule 1 {name: hed}", "Nearest: head", "optional: true"]),
-        (Rule(None, kind="conv2"), ["rule 1 {kind: conv2}", "Nearest: conv2d"]),
-        (Rule(None, kind="lstm"), ["rule 1 {kind: lstm}"]),
-        (Rule(None, min_size=10**6), ["rule 1 {min_size: 1000000}"]),
-        (Rule(None, kind="dense", max_size=3), ["rule 1 {kind: dense, max_size: 3}"]),
+        (Rule((), name="hed"), ["rule 1 {name: hed}", "Nearest: head", "optional: true"]),
+        (Rule((), kind="conv2"), ["rule 1 {kind: conv2}", "Nearest: conv2d"]),
+        (Rule((), kind="lstm"), ["rule 1 {kind: lstm}"]),
+        (Rule((), min_size=10**6), ["rule 1 {min_size: 1000000}"]),
+        (Rule((), kind="dense", max_size=3), ["rule 1 {kind: dense, max_size: 3}"]),
     ],
 )
 def test_a_rule_that_matches_nothing_is_an_error_unless_optional(network, rule, words):
@@ -122,12 +122,12 @@ def test_a_rule_that_matches_nothing_is_an_error_unless_optional(network, rule, 
 @pytest.mark.parametrize(("pattern", "nearest"), [("bodi", "body"), ("densee", "dense"), ("softmaxx", "softmax")])
 def test_a_skip_or_only_that_matches_nothing_names_the_nearest(network, option, pattern, nearest):
     with pytest.raises(InputError, match=rf"--{option} {pattern} matches no operator. Nearest: .*{nearest}") as error:
-        plan(network, Recipe((Rule(None),)).restricted(**{option: [pattern]}))
+        plan(network, Recipe((Rule(()),)).restricted(**{option: [pattern]}))
     assert "optional" not in str(error.value)
 
 
 def test_an_operator_that_no_rule_matches_stays_float_and_says_so(network):
-    made = {d.op.name: d for d in plan(network, Recipe((Rule(DYNAMIC, name="body"),))).decisions}
+    made = {d.op.name: d for d in plan(network, Recipe((Rule((DYNAMIC,), name="body"),))).decisions}
     assert (made["head"].mode, made["head"].reason) == ("float", "no rule matches")
     assert (made["body"].mode, made["body"].reason) == ("dynamic", "rule 1")
 
@@ -141,7 +141,7 @@ def test_planning_never_reads_a_weight(network):
         for k, t in network.tensors.items()
     }
     for settings in (INT8, INT4, DYNAMIC, BLOCKS):
-        plan(replace(network, tensors=closed), Recipe((Rule(settings),)))
+        plan(replace(network, tensors=closed), Recipe((Rule((settings,)),)))
 
 
 # -- fallbacks, each with its reason ---------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_what_is_quantized_already_is_kept(settings):
     net = Sketch()
     x = net.tensor(dtype="int8", quantization=grid(0.1))
     graph = one(PAIR, [x, x], "ADD", net, dtype="int8")
-    got = plan(graph, Recipe((Rule(settings),))).decisions[0]
+    got = plan(graph, Recipe((Rule((settings,) if settings else ()),))).decisions[0]
     assert (got.mode, got.reason) == ("kept", "already quantized in the source model")
 
 
@@ -281,7 +281,7 @@ def test_an_operator_that_only_unpacks_a_weight_is_part_of_it():
     w = net.op("w", "DEQUANTIZE", [net.constant(64, 64, stored="float16")], None, constant=True)
     net.tensors[w] = replace(net.tensors[w], weight=net.tensors[next(iter(net.tensors))].weight)
     net.op("it", "FULLY_CONNECTED", [net.tensor(), w, None], DENSE)
-    assert modes(net.finish(), Rule(DYNAMIC)) == {"w": "constant", "it": "dynamic"}
+    assert modes(net.finish(), Rule((DYNAMIC,))) == {"w": "constant", "it": "dynamic"}
 
 
 # -- islands ---------------------------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_moving_operators_are_integer_only_beside_integer_computing():
     z = net.op("unknown", "SIN", [y], None)
     z = net.op("far", "RESHAPE", [z], MOVE)
     net.op("further", "TRANSPOSE", [z], MOVE)
-    got = {d.op.name: d for d in plan(net.finish(), Recipe((Rule(INT8),))).decisions}
+    got = {d.op.name: d for d in plan(net.finish(), Recipe((Rule((INT8,)),))).decisions}
     assert {n: d.mode for n, d in got.items()} == {
         "dense": "static", "near": "static", "unknown": "float", "far": "float", "further": "float",
     }  # fmt: skip
@@ -306,7 +306,7 @@ def test_a_chain_of_moves_is_reached_through_each_other():
     y = net.op("a", "RESHAPE", [net.tensor()], MOVE)
     y = net.op("b", "TRANSPOSE", [y], MOVE)
     net.dense("dense", y)
-    assert set(modes(net.finish(), Rule(INT8)).values()) == {"static"}
+    assert set(modes(net.finish(), Rule((INT8,))).values()) == {"static"}
 
 
 def test_ground_leaves_the_named_float_and_the_moves_that_hung_on_them():
@@ -314,7 +314,7 @@ def test_ground_leaves_the_named_float_and_the_moves_that_hung_on_them():
     y = net.op("add", "ADD", [net.tensor(), net.tensor()], PAIR)
     y = net.op("reshape", "RESHAPE", [y], MOVE)
     net.op("sin", "SIN", [y], None)
-    made = plan(net.finish(), Recipe((Rule(INT8),)))
+    made = plan(net.finish(), Recipe((Rule((INT8,)),)))
     assert [d.mode for d in made.decisions] == ["static", "static", "float"]
     grounded = ground(made, {(0, 0): "out of reach"})
     assert [(d.mode, d.reason) for d in grounded.decisions[:2]] == [
@@ -339,8 +339,8 @@ def branch(computing: bool) -> Graph:
 
 
 def test_a_branch_is_integer_only_where_something_inside_computes():
-    assert modes(branch(True), Rule(INT8))["if"] == "static"
-    assert modes(branch(False), Rule(INT8))["if"] == "float"
+    assert modes(branch(True), Rule((INT8,)))["if"] == "static"
+    assert modes(branch(False), Rule((INT8,)))["if"] == "float"
 
 
 # -- second thoughts -------------------------------------------------------------------------------------------------
@@ -353,7 +353,7 @@ def seen(*channels: float, high: float) -> TensorStatistics:
 
 @pytest.mark.parametrize(("high", "mode"), [(2.0, "dynamic"), (500.0, "weight-only")])
 def test_refine_keeps_an_input_float_whose_range_drowns_most_channels(network, high, mode):
-    made = plan(network, Recipe((Rule(BLOCKS),)))
+    made = plan(network, Recipe((Rule((BLOCKS,)),)))
     body = next(op for op in network.ops if op.name == "body")
     statistics = Statistics({body.inputs[0]: seen(1.0, 1.0, 1.0, high, high=high)}, {})
     got = refine(made, statistics).by_op()[body.id]
@@ -405,7 +405,7 @@ def test_a_symmetric_grid_holds_the_range_of_the_one_it_replaces(scale, zero, wa
 def solved(net: Sketch | Graph, ranges: dict, dtype: str = "int8"):
     graph = net if isinstance(net, Graph) else net.finish()
     settings = Quantize(activations=dtype)
-    spread = Propagation(plan(graph, Recipe((Rule(settings),))), dtype)
+    spread = Propagation(plan(graph, Recipe((Rule((settings,)),))), dtype)
     return spread, spread.solve({t: ranges.get(t, (-1.0, 1.0)) for t in spread.owners()})
 
 

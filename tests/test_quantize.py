@@ -286,7 +286,7 @@ def layer(
         x: TensorStatistics(0.0, high, 4 * mean.size, None, 4 * mean, 4 * (mean**2 + 1)),
         y: TensorStatistics(-1.0, 1.0, 4),
     }
-    made = plan(graph, Recipe((Rule(chosen),)))
+    made = plan(graph, Recipe((Rule((chosen,)),)))
     return solve(made, Statistics(ranges, {})).edits[0]
 
 

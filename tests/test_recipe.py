@@ -54,9 +54,9 @@ def test_every_field_reads_back():
     settings = Quantize("int4", "dynamic", "block", 64, "mse", 99.5, bias_correction=True)
     recipe = Recipe(
         (
-            Rule(settings, name="a/.*", kind="dense|conv2d", min_size=10, max_size=20, position="first", optional=True),
-            Rule(None, name="head"),
-            Rule(Quantize(activations="int16", granularity="tensor", range="percentile", percentile=99.0)),
+            Rule((settings,), name="a/.*", kind="dense|conv2d", min_size=10, max_size=20, position="first", optional=True),
+            Rule((), name="head"),
+            Rule((Quantize(activations="int16", granularity="tensor", range="percentile", percentile=99.0),)),
         ),
         "mine", "what it does", "int8", "uint8", ("softmax", "a|b"), ("trunk/", "dense"),
     )  # fmt: skip
@@ -87,8 +87,8 @@ def test_restricted_adds_to_what_was_said_before():
 
 
 def test_with_settings_overrides_every_quantizing_rule():
-    recipe = Recipe((Rule(Quantize()), Rule(None, name="head"))).with_settings(range="mse", bias_correction=True)
-    assert recipe.rules == (Rule(Quantize(range="mse", bias_correction=True)), Rule(None, name="head"))
+    recipe = Recipe((Rule((Quantize(),)), Rule((), name="head"))).with_settings(range="mse", bias_correction=True)
+    assert recipe.rules == (Rule((Quantize(range="mse", bias_correction=True),)), Rule((), name="head"))
 
 
 @pytest.mark.parametrize("suffix", [".yaml", ".yml", ".json", ".txt"])
@@ -246,7 +246,7 @@ def test_the_official_recipes_carry_over(litert_quantizer, name, wanted):
     from litert_quantizer import recipe
 
     [rule] = Recipe.parse(json.dumps(getattr(recipe, name)())).rules
-    assert rule == Rule(wanted)
+    assert rule == Rule((wanted,))
 
 
 def test_the_smallest_weight_of_an_official_rule_carries_over(litert_quantizer):
@@ -258,7 +258,7 @@ def test_the_smallest_weight_of_an_official_rule_carries_over(litert_quantizer):
 
 def test_mse_regex_and_operation_carry_over(official):
     [rule] = Recipe.parse(json.dumps(official("MSE", "FULLY_CONNECTED", "head/.*"))).rules
-    assert rule == Rule(Quantize(range="mse"), name="head/.*", kind="FULLY_CONNECTED", optional=True)
+    assert rule == Rule((Quantize(range="mse"),), name="head/.*", kind="FULLY_CONNECTED", optional=True)
 
 
 def test_float_casting_and_no_quantize_carry_over(official, litert_quantizer):
@@ -272,7 +272,7 @@ def test_float_casting_and_no_quantize_carry_over(official, litert_quantizer):
     )
     kept = official("NO_QUANTIZE", "SOFTMAX")
     got = Recipe.parse(json.dumps(cast + kept)).rules
-    assert got == (Rule(Quantize("float16", "float")), Rule(None, kind="SOFTMAX", optional=True))
+    assert got == (Rule((Quantize("float16", "float"),)), Rule((), kind="SOFTMAX", optional=True))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """paring makes TensorFlow, Keras and LiteRT models smaller and faster, keeps them right, and proves it."""
 
+from paring.cluster import cluster
 from paring.errors import BoundError, InputError, ParingError, UnsupportedError
 from paring.formats import load
 from paring.measure.bench import bench
@@ -22,6 +23,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "bench",
+    "cluster",
     "compare",
     "delegate_path",
     "load",

@@ -32,7 +32,9 @@ def recipe_from_official(data: list[Any], where: str) -> Recipe:
             )
         least = _least(entry, place)
         optional = kind != "*" or least is not None
-        rules.append(Rule(_settings(entry, place), name=_regex(entry), kind=kind, min_size=least, optional=optional))
+        settings = _settings(entry, place)
+        stages = () if settings is None else (settings,)
+        rules.append(Rule(stages, name=_regex(entry), kind=kind, min_size=least, optional=optional))
     return Recipe(tuple(rules), name="official", source=where)
 
 

@@ -26,11 +26,11 @@ from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
 from paring.outcome import Culprit, Report, Row
-from paring.plan import activation_input, ground, plan, refine
-from paring.pruning import Pruned, prune
+from paring.plan import activation_input, check, ground, refine
 from paring.recipe import Recipe
 from paring.replay import Replay
 from paring.solve import Solution, requests, solve
+from paring.stages import Stages, run
 from paring.verify import PATH_NAMES, PATHS, Verification, alike, verify
 
 VERSION = "0.1.0"
@@ -90,8 +90,8 @@ def optimize(
       limit: At most so many samples.
       image_range: For a folder of images and a float input: the values of pixels 0 and 255.
       kernels: Kernels to calibrate on: `xnnpack`, or `builtin` for those that TensorFlow's converter calibrates on.
-      progress: Called with the number of layers pruned; then, from 1 again, with that of samples calibrated on and, again,
-        of layers rounded by data.
+      progress: Called with the number of layers done in each stage before quantization; then, from 1 again, with that of
+        samples calibrated on and, again, of layers rounded by data.
 
     Raises:
       InputError: Bad model, recipe, data or output path; exit code 2.
@@ -109,10 +109,11 @@ def optimize(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",
             todo="Take a recipe such as int8",
         )  # fmt: skip
+    check(chosen)
     target = check_target(output, overwrite)
     model = sink(load(source))
     original, evened = model, tuple[str, ...]()
-    densify = densify or chosen.prunes  # what is sparse already may become sparser
+    densify = densify or chosen.changes  # what is sparse already may become sparser
     graph = view(model, densify=densify, fold_ranges=chosen.static)
     clock.mark("load")
     if chosen.equalize:
@@ -121,13 +122,12 @@ def optimize(
         clock.mark("equalize")
     asked = data is not None or image_range is not None
     given = feeds(model, data, image_range=image_range, limit=limit) if asked else None
-    sparse, stored = Pruned(model, {}), tuple[str, ...]()
-    if chosen.prunes:
-        sparse = prune(model, graph, chosen, given, progress)
-        model = sparse.model
+    staged, stored = run(model, graph, chosen, given, progress), tuple[str, ...]()
+    if staged.model is not model:
+        model = staged.model
         graph = view(model, densify=densify, fold_ranges=chosen.static)
-        clock.mark("prune")
-    made = replace(plan(graph, chosen), pruned=sparse.pruned)
+        clock.mark("compress")
+    made = staged.planned(graph, chosen)
     clock.mark("plan")
     found = _statistics(model, graph, made, given, statistics, chosen, kernels, progress)
     clock.mark("calibrate")
@@ -139,8 +139,8 @@ def optimize(
         made, solution = _reachable(made, strict, lambda made: _on_data(model, graph, made, found, given, progress))
     clock.mark("encode")
     changed = apply(model, graph, solution.edits, solution.borders, _record(chosen, model), _floors(made))
-    if sparse.sparse:
-        changed, stored = _stored_sparsely(changed, graph, sparse, _floors(made), given or feeds(model, None), verified)
+    if staged.sparse:
+        changed, stored = _stored_sparsely(changed, graph, staged, _floors(made), given or feeds(model, None), verified)
         clock.mark("store")
     verification = None
     part = target.with_name(f".{target.name}.{os.getpid()}.part") if target is not None else None
@@ -167,7 +167,7 @@ def optimize(
         recipe=chosen.name,
         source_bytes=len(original.data),
         output_bytes=size,
-        rows=_rows(made, solution.notes, sparse),
+        rows=_rows(made, solution.notes, staged),
         culprits=tuple(Culprit(*c) for c in diagnose(made, found)) if found is not None else (),
         verification=verification,
         runtime=oldest_runtime(versions_of(changed.root, changed), _floors(made)),
@@ -175,7 +175,8 @@ def optimize(
         seconds=clock.seconds,
         notes=(
             *evened,
-            *sparse.notes,
+            *staged.notes,
+            *staged.broken(made, solution),
             *stored,
             *_notes(model, made, found, given, data),
             *_still_float(graph, chosen, solution),
@@ -294,7 +295,7 @@ def _on_data(
 
 
 def _stored_sparsely(
-    dense: TfliteModel, graph: Graph, sparse: Pruned, floors: list[str], given: list[Feed], verified: bool
+    dense: TfliteModel, graph: Graph, staged: Stages, floors: list[str], given: list[Feed], verified: bool
 ) -> tuple[TfliteModel, tuple[str, ...]]:
     """The model with pruned weights stored without their zeros, and what to say of it.
 
@@ -302,7 +303,7 @@ def _stored_sparsely(
       BoundError: A runtime path does not give the dense model's outputs.
     """
     weights = []
-    for op in (op for op in graph.ops if op.id in sparse.sparse):
+    for op in (op for op in graph.ops if op.id in staged.sparse):
         number, result = op.outputs[0][0], dense.places[op.outputs[0][0]][op.outputs[0][1]]
         operator = next(o for o in dense.subgraphs[number].operators if result in o.outputs)
         weights += [(number, int(operator.inputs[use.input])) for use, _ in graph.weights_of(op)]
@@ -314,7 +315,7 @@ def _stored_sparsely(
                 got=difference if isinstance(difference, str) else f"a relative difference of {difference:.3g}",
                 todo="Nothing was written; take storage dense",
             )  # fmt: skip
-    rest = len(sparse.sparse) - count
+    rest = len(staged.sparse) - count
     return changed, (f"{rest} layers have too few zeros to be smaller without them: stored dense",) if rest else ()
 
 
@@ -381,14 +382,16 @@ def _floors(made: Plan) -> list[str]:
     return [demands.since[form] for demands, form in forms if form in demands.since]
 
 
-def _rows(made: Plan, notes: Mapping[str, str], sparse: Pruned) -> tuple[Row, ...]:
+def _rows(made: Plan, notes: Mapping[str, str], staged: Stages) -> tuple[Row, ...]:
     rows = []
     for d in made.decisions:
         size = sum(t.weight.stored_bytes for _, t in made.graph.weights_of(d.op) if t.weight)
-        reason = "; ".join(filter(None, (d.reason, notes.get(d.op.name))))
+        it = staged.ops.get(d.op.id)
+        reason = "; ".join(filter(None, (d.reason, notes.get(d.op.name), *(it.left if it is not None else ()))))
         row = Row(d.op.name, d.op.native, d.op.kind, d.mode, d.form, reason, size, d.op.scope)
-        if (layer := sparse.layers.get(d.op.id)) is not None:
+        if it is not None and (layer := it.zeros) is not None:
             row = replace(row, sparsity=layer.sparsity, pattern=layer.pattern, lost=layer.error, pruning=layer.reason)
+        row = replace(row, stages=it.done if it is not None else ())
         rows.append(row)
     return tuple(rows)
 

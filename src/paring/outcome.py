@@ -24,6 +24,7 @@ class Row:
       pattern: Of the zeros.
       lost: Relative output error that they add on the data, None without data.
       pruning: Why this pattern, or why it was not pruned; empty where nobody asked.
+      stages: What its weights got before quantization, in words and in order.
     """
 
     name: str
@@ -38,6 +39,13 @@ class Row:
     pattern: str = ""
     lost: float | None = None
     pruning: str = ""
+    stages: tuple[str, ...] = ()
+
+    @property
+    def became(self) -> str:
+        """All that it got, in order, in words."""
+        last = self.mode if self.form == "float" else f"{self.mode} {self.form.removeprefix('dynamic-')}"
+        return ", ".join((*self.stages, last))
 
 
 @dataclass(frozen=True)

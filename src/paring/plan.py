@@ -8,6 +8,7 @@ from dataclasses import replace
 from paring.calibration import Statistics
 from paring.compress.quantize import Quantize
 from paring.decision import CONSTANT, CONVERSIONS, DYNAMIC, FLOAT, KEPT, OTHER, STATIC, WEIGHT_ONLY, Decision, Plan
+from paring.errors import InputError
 from paring.graph import Graph, Op, OpId, Tensor, TensorId
 from paring.loops import accumulating, deciding, settle
 from paring.recipe import Recipe
@@ -18,19 +19,39 @@ DROWNED = 6.0  # dB: below, the median channel of a tensor is mostly rounding no
 SMALL = 256  # elements: below, scales and tables take as much room as integers save
 
 
-def plan(graph: Graph, recipe: Recipe) -> Plan:
+def plan(graph: Graph, recipe: Recipe, matched: Mapping[OpId, tuple[Quantize | None, str]] | None = None) -> Plan:
     """Decides for every operator; never looks at a weight's values.
+
+    Args:
+      graph: What is planned for.
+      recipe: What was asked for.
+      matched: How each operator is to be quantized, and why, where the recipe was matched with the model before this one.
 
     Raises:
       InputError: A rule of the recipe matches nothing.
     """
-    matched = recipe.match(graph)
+    matched = recipe.match(graph) if matched is None else matched
     decisions = {op.id: _decide(graph, op, *matched[op.id]) for op in graph.ops}
     rounding, carried = accumulating(graph, decisions)
     for op_id, why in {**rounding, **deciding(graph, decisions)}.items():
         decisions[op_id] = Decision(decisions[op_id].op, FLOAT, reason=why)
     settle(graph, decisions, carried)
     return Plan(graph, recipe, tuple(decisions[op.id] for op in graph.ops))
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses what only training knows.
+
+    Raises:
+      InputError: A rule wants activations that no kernel for integer weights takes.
+    """
+    for number, rule in enumerate(recipe.rules, 1):
+        if rule.apply is not None and rule.apply.activations == "bfloat16":
+            raise InputError(
+                "cannot quantize after training", where=f"rule {number} {rule.describe()} of recipe {recipe.name}",
+                expected="activations float, dynamic, int8 or int16", got="bfloat16",
+                todo="Take this recipe to paring.attach, or other activations",
+            )  # fmt: skip
 
 
 def _decide(graph: Graph, op: Op, wanted: Quantize | None, why: str) -> Decision:

@@ -18,13 +18,14 @@ from paring.compress.gram import Gram
 from paring.compress.pattern import UNSTRUCTURED, Pattern
 from paring.compress.sparsify import Sparsify
 from paring.compress.unfold import KINDS, Unfolding
+from paring.compress.weights import shelved
 from paring.data import Feed
 from paring.edits import Edit, Port
 from paring.errors import InputError
-from paring.formats.tflite.apply import apply
+from paring.formats.tflite.apply import apply, moved
 from paring.formats.tflite.model import TfliteModel
 from paring.graph import Graph, Op, OpId, Tensor, Weight, WeightUse
-from paring.recipe import Recipe, Rule
+from paring.recipe import Rule
 from paring.replay import Replay
 from paring.targets import THRESHOLD, sparse_choice
 
@@ -43,12 +44,14 @@ class Layer:
       pattern: Of the zeros; empty where it was not pruned.
       error: Relative output error that the zeros add on the data, None without data.
       reason: Why this pattern, or why it was not pruned.
+      settings: Those in force, None where it was not pruned.
     """
 
     sparsity: float | None = None
     pattern: str = ""
     error: float | None = None
     reason: str = ""
+    settings: Sparsify | None = None
 
 
 @dataclass(frozen=True)
@@ -57,20 +60,15 @@ class Pruned:
 
     Attributes:
       model: With the zeros in place, float.
-      layers: By operator of this model, for all with weights.
-      sparse: Operators whose weights are to be stored sparsely.
+      moved: Where operators are now.
+      layers: By operator of the model before, for all with weights.
       notes: What to say of it.
     """
 
     model: TfliteModel = field(repr=False)
+    moved: Mapping[OpId, OpId]
     layers: Mapping[OpId, Layer]
-    sparse: tuple[OpId, ...] = ()
     notes: tuple[str, ...] = ()
-
-    @property
-    def pruned(self) -> frozenset[OpId]:
-        """The operators that have their zeros on purpose."""
-        return frozenset(op for op, layer in self.layers.items() if layer.sparsity is not None)
 
 
 @dataclass(frozen=True)
@@ -100,23 +98,23 @@ class _Task:
 def prune(
     model: TfliteModel,
     graph: Graph,
-    recipe: Recipe,
+    asked: Mapping[OpId, tuple[Rule | None, Sparsify | None, str]],
     given: Sequence[Feed] | None,
     progress: Callable[[int], None] | None = None,
 ) -> Pruned:
-    """Prunes what the recipe's `sparsify` stages select, one layer behind the other.
+    """Prunes what is asked for, one layer behind the other.
 
     Args:
       model: A float model; it is not changed.
       graph: Its graph.
-      recipe: Whose rules prune.
+      asked: By operator, the rule that selects it, how it is to be pruned (None: not), and why.
       given: Samples; without them the smallest weights go.
       progress: Called with the number of looks at layers done: one where shares are the same, else two.
 
     Raises:
       InputError: No layer can be pruned, with the reasons.
     """
-    tasks, left = choose(graph, recipe)
+    tasks, left = _choose(graph, asked)
     layers = {op: Layer(reason=why) for op, why in (left | {t.op.id: t.reason for t in tasks if t.mends}).items()}
     if all(task.mends for task in tasks):
         raise _nothing(model, layers)
@@ -131,7 +129,7 @@ def prune(
     tasks = [task for task in tasks if not task.mends or (given is not None and task.key not in _shared(tasks))]
     notes = []
     edits: list[Edit] = []
-    done: dict[Any, tuple[Port, np.ndarray]] = {}
+    done: dict[Any, Port] = {}
     asking = [task.op.id for task in tasks]
     with contextlib.ExitStack() as stack:
         replay = None
@@ -154,36 +152,23 @@ def prune(
             "no data was given: the smallest weights were pruned and the others left as they are, which costs far more "
             "accuracy than pruning on data (--data)"
         )
-    now = _moved(changed, graph)
-    sparse = tuple(now[t.op.id] for t in tasks if t.settings.storage == "sparse" and not t.mends)
-    return Pruned(changed, {now[op]: layer for op, layer in layers.items()}, sparse, tuple(notes))
+    return Pruned(changed, moved(changed, graph), layers, tuple(notes))
 
 
-def _moved(changed: TfliteModel, graph: Graph) -> dict[OpId, OpId]:
-    """Where operators of the graph are in the changed model, in which constants are unpacked at other places."""
-    makers = {
-        (number, int(tensor)): position
-        for number, subgraph in enumerate(changed.subgraphs)
-        for position, operator in enumerate(subgraph.operators or ())
-        for tensor in operator.outputs
-    }
-    kept = [(op, op.outputs[0]) for op in graph.ops if op.outputs and op.outputs[0][1] in changed.places[op.id[0]]]
-    return {op.id: (n, makers[n, changed.places[n][tensor]]) for op, (n, tensor) in kept}
-
-
-def choose(graph: Graph, recipe: Recipe) -> tuple[list[_Task], dict[OpId, str]]:
+def _choose(
+    graph: Graph, asked: Mapping[OpId, tuple[Rule | None, Sparsify | None, str]]
+) -> tuple[list[_Task], dict[OpId, str]]:
     """The layers to prune or to mend in the graph's order, and why other layers with weights are neither."""
     tasks: list[_Task] = []
     left: dict[OpId, str] = {}
-    winners = recipe.winners(graph)
     for op in graph.ops:
-        rule, why = winners[op.id]
+        rule, settings, why = asked[op.id]
         if op.constant or op.demands is None or not op.demands.weights:
             continue
-        if rule is None or rule.prune is None:
+        if rule is None or settings is None:
             left[op.id] = why if rule is None else f"{why} does not prune"
             continue
-        found = _task(graph, op, rule, rule.prune, why)
+        found = _task(graph, op, rule, settings, why)
         if isinstance(found, str):
             left[op.id] = found
         else:
@@ -307,11 +292,9 @@ def _points(settings: Sparsify) -> np.ndarray:
     return np.array([least, *(share for share in SHARES if share > least)])
 
 
-def _solve(
-    graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, tuple[Port, np.ndarray]]
-) -> tuple[Edit, Layer]:
+def _solve(graph: Graph, task: _Task, gram: Gram | None, done: dict[Any, Port]) -> tuple[Edit, Layer]:
     """The edit of one layer, and what to say of it. Layers that share weights share what the first one made of them."""
-    op, weight, bias = task.op, task.weight, _bias(graph, task)
+    op, weight, bias = task.op, task.weight, bias_of(graph, task.op, task.use)
     before = np.asarray(weight.read(), np.float32)
     corrected = gram is not None and _corrects(graph, task)
     if gram is not None and corrected:
@@ -325,8 +308,10 @@ def _solve(
             raise InputError(str(error).rstrip("."), where=f"layer {op.name}") from error
         half = "float16" in weight.stored
         stored = Encoded(encoded.values.astype(np.float16), "float16", None) if half else encoded
-        done[task.key] = Port(None, stored, unpack=half), task.settings.decode(stored).astype(np.float32)
-    port, after = done[task.key]
+        done[task.key] = Port(None, replace(stored, values=shelved(stored.values)), unpack=half)
+    port = done[task.key]
+    assert port.encoded is not None
+    after = np.asarray(task.settings.decode(port.encoded), np.float32)
     inputs = {task.use.input: port}
     if gram is not None and bias is not None and corrected and task.use.bias is not None:
         shifted = (bias + gram.shift(before, after).reshape(bias.shape)).astype(np.float32)
@@ -339,21 +324,22 @@ def _solve(
     weight.release()
     if task.mends:
         return Edit(op.id, "float", op.version, inputs), Layer(reason=f"{task.reason}; fitted to what it reads now")
-    layer = Layer(1 - float(np.count_nonzero(after)) / max(1, after.size), task.settings.pattern, lost, task.reason)
+    zeros = 1 - float(np.count_nonzero(after)) / max(1, after.size)
+    layer = Layer(zeros, task.settings.pattern, lost, task.reason, task.settings)
     return Edit(op.id, "float", op.version, inputs), layer
 
 
 def _corrects(graph: Graph, task: _Task) -> bool:
     """True where the bias takes up what pruning shifts in the mean."""
-    return task.settings.bias_correction and _bias(graph, task) is not None
+    return task.settings.bias_correction and bias_of(graph, task.op, task.use) is not None
 
 
-def _bias(graph: Graph, task: _Task) -> np.ndarray | None:
+def bias_of(graph: Graph, op: Op, use: WeightUse) -> np.ndarray | None:
     """The constant bias that a correction can go into."""
-    index = task.use.bias
-    tensor = task.op.inputs[index] if index is not None and index < len(task.op.inputs) else None
+    index = use.bias
+    tensor = op.inputs[index] if index is not None and index < len(op.inputs) else None
     weight = graph.tensors[tensor].weight if tensor is not None else None
-    if weight is None or weight.dtype != "float32" or task.use.axis is None:
+    if weight is None or weight.dtype != "float32" or use.axis is None:
         return None
     return np.asarray(weight.read(), np.float32)
 

@@ -10,14 +10,18 @@ from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
+from paring.compress.base import Algorithm
+from paring.compress.cluster import Cluster
+from paring.compress.low_rank import LowRank
 from paring.compress.quantize import CHOICES, Quantize
 from paring.compress.sparsify import Sparsify
 from paring.errors import InputError
 from paring.graph import Graph, Op, OpId
+from paring.named import find
 
 VERSION = 1
 IO_TYPES = ("float32", "int8", "uint8", "int16")
@@ -30,8 +34,10 @@ ALIASES = {
     "static_wi8_ai8": "int8",
     "static_wi8_ai16": "int8-int16",
 }
-STAGES: Mapping[str, type[Quantize] | type[Sparsify]] = MappingProxyType({"sparsify": Sparsify, "quantize": Quantize})
-"""What a rule may apply, in the order in which it is applied."""
+STAGES: Mapping[str, type[Algorithm]] = MappingProxyType(
+    {"sparsify": Sparsify, "cluster": Cluster, "low_rank": LowRank, "quantize": Quantize}
+)
+"""The built-in stages by name; a user's own are named `module:Class`."""
 _RULE_KEYS = ("name", "kind", "min_size", "max_size", "position", "apply", "optional")
 _RECIPE_KEYS = ("version", "name", "description", "inputs", "outputs", "rules", "skip", "only", "equalize")
 
@@ -41,30 +47,37 @@ class Rule:
     """One rule: selectors, all of which must hold, and what to apply.
 
     Attributes:
-      apply: How it is quantized, None for `float`.
+      stages: The algorithms, one after the other, each kind once, `Quantize` last; none for `float`.
       name: Regular expression searched in the operator's name.
       kind: Canonical kind or native operator name, several separated by `|`; `*` for all.
       min_size: Least number of elements in the operator's largest weight.
       max_size: Most.
       position: `first` or `last` operator with weights.
       optional: Whether it may match nothing.
-      prune: How its weights are pruned before, None where they are not.
     """
 
-    apply: Quantize | None
+    stages: tuple[Algorithm, ...]
     name: str | None = None
     kind: str = "*"
     min_size: int | None = None
     max_size: int | None = None
     position: str | None = None
     optional: bool = False
-    prune: Sparsify | None = None
 
     def __post_init__(self) -> None:
         if self.name is not None:
             _compile(self.name)
         if self.position not in (None, "first", "last"):
             raise InputError("bad selector", where="position", expected="first or last", got=repr(self.position))
+        if not isinstance(self.stages, tuple) or not all(isinstance(stage, Algorithm) for stage in self.stages):
+            got = repr(self.stages)
+            raise InputError("bad stages", where=f"rule {self.describe()}", expected="a tuple of algorithms", got=got)
+        kinds = [type(stage) for stage in self.stages]
+        if len(set(kinds)) < len(kinds) or Quantize in kinds[:-1]:
+            raise InputError(
+                "bad `apply`", where=f"rule {self.describe()}", expected="each stage at most once, quantize last",
+                got=", ".join(map(stage_name, self.stages)),
+            )  # fmt: skip
         integers = self.apply is not None and self.apply.weights in ("int8", "int4")
         if self.prune is not None and self.prune.storage == "sparse" and integers:
             raise InputError(
@@ -72,6 +85,21 @@ class Rule:
                 got=f"{self.apply.weights if self.apply else ''} weights, which stock LiteRT then reads wrongly or not at all",
                 todo="Take storage dense, which compresses as well in an archive",
             )  # fmt: skip
+
+    @property
+    def apply(self) -> Quantize | None:
+        """How it is quantized, None where it is not."""
+        return self.stages[-1] if self.stages and isinstance(self.stages[-1], Quantize) else None
+
+    @property
+    def before(self) -> tuple[Algorithm, ...]:
+        """The stages before quantization: float weights become others."""
+        return self.stages[:-1] if self.apply is not None else self.stages
+
+    @property
+    def prune(self) -> Sparsify | None:
+        """How its weights are pruned, None where they are not."""
+        return next((stage for stage in self.stages if isinstance(stage, Sparsify)), None)
 
     def describe(self) -> str:
         """The selectors in one line, for messages."""
@@ -93,7 +121,7 @@ class Recipe:
       only: If not empty, operators that match none of these stay float.
       equalize: Scale channels between layers first, so that both use their grids evenly (`paring.equalize`).
 
-    >>> Recipe.named("dynamic-int8").rules[0].apply.weights
+    >>> Recipe.named("dynamic-int8").rules[0].stages[0].weights
     'int8'
     """
 
@@ -193,8 +221,7 @@ class Recipe:
         rules: list[dict[str, Any]] = []
         for rule in self.rules:
             said = {k: getattr(rule, k) for k in _RULE_KEYS[:5] if getattr(rule, k) is not None}
-            stages = (("sparsify", rule.prune), ("quantize", rule.apply))
-            applied = [{name: settings.settings()} for name, settings in stages if settings is not None]
+            applied = [{stage_name(stage): stage.settings()} for stage in rule.stages]
             said["apply"] = applied if len(applied) > 1 else applied[0] if applied else "float"
             rules.append(said | ({"optional": True} if rule.optional else {}))
         own: dict[str, Any] = {"description": self.description} if self.description else {}
@@ -217,7 +244,9 @@ class Recipe:
 
     def with_settings(self, **settings: Any) -> Recipe:
         """The recipe with settings (`range`, `bias_correction`, ...) overridden in every quantizing rule."""
-        rules = [r if r.apply is None else replace(r, apply=replace(r.apply, **settings)) for r in self.rules]
+        rules = [
+            r if r.apply is None else replace(r, stages=(*r.before, replace(r.apply, **settings))) for r in self.rules
+        ]
         return replace(self, rules=tuple(rules))
 
     @property
@@ -226,9 +255,9 @@ class Recipe:
         return any(rule.apply is not None and rule.apply.static for rule in self.rules)
 
     @property
-    def prunes(self) -> bool:
-        """True where a rule prunes."""
-        return any(rule.prune is not None for rule in self.rules)
+    def changes(self) -> bool:
+        """True where a rule has stages before quantization."""
+        return any(rule.before for rule in self.rules)
 
     @property
     def needs_data(self) -> bool:
@@ -339,43 +368,61 @@ def _rule(data: Any, where: str) -> Rule:
     for key, kind in (("name", str), ("kind", str), ("min_size", int), ("max_size", int), ("optional", bool)):
         if key in selectors and type(selectors[key]) is not kind:
             raise InputError(f"bad {where}", expected=f"{key} of type {kind.__name__}", got=repr(selectors[key]))
-    stages = _apply(data["apply"], where)
-    return Rule(apply=stages.get("quantize"), prune=stages.get("sparsify"), **selectors)
+    return Rule(stages=_apply(data["apply"], where), **selectors)
 
 
-def _apply(data: Any, where: str) -> dict[str, Any]:
-    """The stages by name; none for `float`."""
+def _apply(data: Any, where: str) -> tuple[Algorithm, ...]:
+    """The stages; none for `float`."""
     if data == "float":
-        return {}
-    stages = data if isinstance(data, list) and data else [data]
-    found: dict[str, Any] = {}
-    for stage in stages:
+        return ()
+    found = []
+    for stage in data if isinstance(data, list) and data else [data]:
         if not isinstance(stage, Mapping) or len(stage) != 1:
             raise InputError(
-                f"bad `apply` in {where}", expected="`float` or `{quantize: {...}}`, `{sparsify: {...}}` or a list of both",
+                f"bad `apply` in {where}", expected="`float` or `{quantize: {...}}`, or a list of such stages",
                 got=repr(stage),
             )  # fmt: skip
-        (name, settings), *_ = stage.items()
-        if name not in STAGES:
-            raise InputError(
-                f"unknown algorithm {name!r} in {where}",
-                expected=" or ".join(STAGES),
-                todo=_nearest(name, list(STAGES)),
-            )
+        ((name, settings),) = stage.items()
+        kind = _algorithm(str(name), where)
         if not isinstance(settings, Mapping):
             raise InputError(f"bad `{name}` in {where}", expected="a mapping of settings", got=repr(settings))
-        _known(settings, [f.name for f in fields(STAGES[name])], f"{where}: {name}")
+        _known(settings, [f.name for f in fields(kind) if f.init], f"{where}: {name}")
         values = dict(settings)
-        if name == "quantize" and values.get("granularity") != "block" and values.get("block_size"):
+        if kind is Quantize and values.get("granularity") != "block" and values.get("block_size"):
             values.setdefault("granularity", "block")
         try:
-            found[name] = STAGES[name](**values)
-        except TypeError as error:
+            found.append(kind(**values))
+        except (TypeError, ValueError) as error:
             raise InputError(f"bad `{name}` in {where}", got=str(error)) from error
-    if len(found) < len(stages) or list(found) != [name for name in STAGES if name in found]:
-        said = ", ".join(str(*stage) for stage in stages)
-        raise InputError(f"bad `apply` in {where}", expected=f"each once, in the order {', '.join(STAGES)}", got=said)
-    return found
+    return tuple(found)
 
 
-__all__ = ["ALIASES", "CHOICES", "Recipe", "Rule", "text_of"]
+def _algorithm(name: str, where: str) -> type[Algorithm]:
+    """A stage's class, by its name in the table or as `module:Class`."""
+    if name in STAGES:
+        return STAGES[name]
+    if ":" not in name:
+        raise InputError(
+            f"unknown algorithm {name!r} in {where}",
+            expected=f"{', '.join(STAGES)} or a module:Class of your own",
+            todo=_nearest(name, list(STAGES)),
+        )
+    found = find(name, "class")
+    known = isinstance(found, type) and issubclass(found, Algorithm) and found is not Algorithm
+    if not known or "__dataclass_fields__" not in vars(found):  # those of Algorithm are inherited
+        expected = "a dataclass derived from paring.compress.base.Algorithm"
+        raise InputError(f"cannot take {name!r} in {where}", expected=expected, got=repr(found))
+    return cast(type[Algorithm], found)
+
+
+def stage_name(stage: Algorithm) -> str:
+    """How a recipe names a stage.
+
+    >>> stage_name(Quantize())
+    'quantize'
+    """
+    kind = type(stage)
+    return next((name for name, known in STAGES.items() if known is kind), f"{kind.__module__}:{kind.__qualname__}")
+
+
+__all__ = ["ALIASES", "CHOICES", "STAGES", "Recipe", "Rule", "stage_name", "text_of"]

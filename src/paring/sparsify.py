@@ -65,4 +65,4 @@ def recipe(
     """The recipe that `sparsify` applies; `given`: with data, by which zeros can be shared out."""
     allocation = allocation or ("error" if given else "uniform")
     settings = Sparsify(sparsity, pattern, target, storage, allocation, min_size=min_size)
-    return Recipe((Rule(None, kind="*", prune=settings),), "sparsify")
+    return Recipe((Rule((settings,)),), "sparsify")

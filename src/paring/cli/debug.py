@@ -113,7 +113,7 @@ def show(found: Comparison, out: Console, *, every: bool = False) -> None:
     for number in found.culprits:
         layer = found.layers[number]
         why = f": {escape(layer.note)}" if layer.note else ""
-        out.print(f"[red]culprit[/]: {escape(short_name(layer.name))} ({layer.native}, {layer.form}){why}")
+        out.print(f"[red]culprit[/]: {escape(short_name(layer.name))} ({layer.native}, {layer.became}){why}")
     if found.exempt:
         out.print("add these lines to the recipe's rules to leave float what it takes:")
         out.print(escape(found.exempt), soft_wrap=True)
@@ -125,7 +125,7 @@ def _cells(layer: Layer, culprit: bool) -> list[str]:
     own, whole = layer.own, layer.accumulated
     name = escape(short_name(layer.name, 40))
     return [
-        f"[red]{name}[/]" if culprit else name, layer.native, layer.form, _db(layer.blame),
+        f"[red]{name}[/]" if culprit else name, layer.native, layer.became, _db(layer.blame),
         _db(own.snr_db if own else None), _db(own.channel_db if own else None),
         _number(own, "mse", "{:.3g}"), _number(own, "cosine", "{:.4f}"), _number(own, "clipped", "{:.2%}"),
         _db(whole.snr_db if whole else None),

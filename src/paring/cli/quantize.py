@@ -28,6 +28,7 @@ SKIP = typer.Option(
     [], "--skip", help="Leave operators float whose name (regular expression) or kind matches. Repeatable."
 )
 ONLY = typer.Option([], "--only", help="Touch only operators whose name or kind matches. Repeatable.")
+MIN_SIZE = typer.Option(0, "--min-size", min=0, help="Leave layers with fewer weights alone.")
 IO = typer.Option(None, "--io", help=f"Type of inputs and outputs: {', '.join(IO_TYPES)}.")
 RANGE = typer.Option(None, "--range", help="Override in all rules: minmax, percentile or mse.")
 ROUNDING = typer.Option(None, "--rounding", help="Override in all rules: nearest, gptq or adaround (with --data).")
@@ -66,8 +67,9 @@ def run(
         got = f"no folder {save_statistics.parent}"
         raise InputError("cannot write the statistics", where=str(save_statistics), got=got)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
-        counts = [*(["pruning"] if recipe.prunes else []), "calibrating", "rounding"]
-        task = progress.add_task(counts[0], total=None if recipe.prunes else settings.get("limit"), visible=False)
+        turns = max((len(rule.before) for rule in recipe.rules), default=0)
+        counts = [*["compressing"] * turns, "calibrating", "rounding"]
+        task = progress.add_task(counts[0], total=None if recipe.changes else settings.get("limit"), visible=False)
 
         def step(done: int) -> None:
             if done < progress.tasks[0].completed and len(counts) > 1:  # the next count begins

@@ -28,7 +28,7 @@ def sparsify(
     data: str | None = common.DATA,
     skip: list[str] = common.SKIP,
     only: list[str] = common.ONLY,
-    min_size: int = typer.Option(0, "--min-size", min=0, help="Do not prune layers with fewer weights."),
+    min_size: int = common.MIN_SIZE,
     storage: str = typer.Option("dense", "--storage", help="dense, or sparse where stock runtimes read it right."),
     allocation: str = typer.Option(
         "",

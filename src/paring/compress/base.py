@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,14 +21,17 @@ class Encoded:
     """A compressed weight.
 
     Attributes:
-      values: Codes (int8, one per element, also for int4) or float16 values; the shape of the weight.
-      form: The storage form, a row of `encodings.FORMS`.
-      grid: What the codes mean; None for float16.
+      values: Codes (int8, one per element, also for int4) or float values; the shape of the weight.
+      form: The storage form, a row of `encodings.FORMS`, or `float32`.
+      grid: What the codes mean; None for floats.
+      factors: Matrices [outputs, rank] and [rank, inputs] that can be stored in place of the weight: `values` is their
+        product. None for all algorithms but those that decompose.
     """
 
     values: np.ndarray = field(repr=False)
     form: str
     grid: Quantization | None
+    factors: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -120,13 +123,30 @@ class Extra:
     trainable: bool = False
 
 
+PROMISES = ("zeros", "values", "tensor values", "grid", "rank")
+"""What a weight can have that later stages may break: exact zeros; few distinct values in each channel, or in the whole
+tensor; an integer grid; a low rank."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """A compression algorithm: pure functions of its settings, which are the fields of a frozen dataclass.
 
     `encode` and `decode` are all that a one-shot algorithm needs. In training a weight comes as a float32 matrix
     [outputs, taps * inputs], whatever its layer (`Context.taps`), and `ops` is `keras.ops`, given and not imported.
+
+    Attributes:
+      makes: What it promises of a weight, of `PROMISES`; `promises` says whether a weight holds it.
+      trains_weight: Whether gradients reach the raw weight. False where variables stand in for it.
     """
+
+    makes: ClassVar[frozenset[str]] = frozenset()
+    trains_weight: ClassVar[bool] = True
+
+    @property
+    def gives_up(self) -> frozenset[str]:
+        """Of what stages before it made, what it does not keep; by default all but zeros."""
+        return frozenset(PROMISES) - {"zeros"}
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Compresses float32 values of any shape."""
@@ -139,6 +159,15 @@ class Algorithm:
     def settings(self) -> dict[str, Any]:
         """The fields that differ from their defaults: what a recipe file says."""
         return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def describe(self) -> str:
+        """In a few words, for reports.
+
+        >>> Algorithm().describe()
+        'Algorithm'
+        """
+        said = ", ".join(f"{name}={value}" for name, value in self.settings().items())
+        return type(self).__name__ + (f"({said})" if said else "")
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -172,6 +201,20 @@ class Algorithm:
         """
         raise NotImplementedError
 
+    def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
+        """What the weight, float32 [outputs, taps * inputs], is at the first step: what the next stage begins with."""
+        return self.decode(self.encode(weight, context))
+
+    def factors(
+        self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context
+    ) -> tuple[Any, Any] | None:
+        """Matrices [outputs, rank] and [rank, inputs] that are stored in place of the weight, whose product `project` gives.
+
+        Arguments are those of `project`. Later stages get each of them, in place of the weight. None: the weight is one matrix.
+        """
+        del ops, weight, variables, step, context
+        return None
+
     def hold(self, ops: Any, weight: Any, variables: Mapping[str, Any], context: Context) -> Any:
         """What the raw weight becomes behind each optimizer step, so that a checkpoint holds it; None to leave it."""
         del ops, weight, variables, context
@@ -192,7 +235,7 @@ class Algorithm:
         return [self] * len(weights)
 
     def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
-        """What this algorithm promises and does not hold of a finished weight, float32 [outputs, taps * inputs]; empty if all does.
+        """What a finished weight, float32 [outputs, taps * inputs], does not hold of what is promised; empty if it holds all.
 
         >>> Algorithm().promises(np.ones((2, 3), np.float32), Context("layer", axis=0))
         ()

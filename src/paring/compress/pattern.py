@@ -88,6 +88,27 @@ class Pattern:
         wide = np.repeat(np.repeat(grid, self.outputs, 1)[:, :rows], self.inputs, 3)[..., :inputs]
         return np.asarray(wide & alive)
 
+    def scores(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The sum of squares of each block, and how many weights it has: of float [groups, rows, taps, inputs], both flat.
+
+        >>> Pattern.parse("2x1").scores(np.array([[[[1.0, 0.0]], [[2.0, 0.0]], [[3.0, 0.0]]]]))
+        (array([5., 0., 9., 0.]), array([2, 2, 1, 1]))
+        """
+        return self._sum(np.square(weight)).ravel(), self._sum(np.ones(weight.shape, np.int64)).ravel()
+
+    def crowded(self, alive: np.ndarray) -> tuple[int, int]:
+        """Of N:M patterns: how many sets have more than they may keep, and how many there are.
+
+        Args:
+          alive: bool [groups, rows, taps, inputs]; a last set that is smaller may keep as large a part.
+        """
+        number = -(-alive.shape[3] // self.of)
+        rest = number * self.of - alive.shape[3]
+        sets = np.pad(alive, [(0, 0)] * 3 + [(0, rest)]).reshape(*alive.shape[:3], number, self.of).sum(axis=-1)
+        may = np.full(number, self.keep)
+        may[-1] = -(-(self.of - rest) * self.keep // self.of)
+        return int((sets > may).sum()), int(sets.size)
+
     def _sum(self, values: np.ndarray) -> np.ndarray:
         down = np.add.reduceat(values, np.arange(0, values.shape[1], self.outputs), axis=1)
         return np.asarray(np.add.reduceat(down, np.arange(0, values.shape[3], self.inputs), axis=3))

@@ -2,43 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from paring.compress.base import Context, Encoded
+from paring.compress.base import Algorithm, Context, Encoded, Extra
 from paring.compress.encodings import FORMS, decode
 from paring.compress.gram import Gram
 from paring.compress.rounding import ROUNDERS
+from paring.compress.straight import lsq, short, through
 from paring.compress.support import PROMISE, supports
 from paring.errors import InputError
 from paring.graph import Quantization
 
 CHOICES: dict[str, tuple[Any, ...]] = {
     "weights": ("int8", "int4", "float16", "float"),
-    "activations": ("float", "dynamic", "int8", "int16"),
+    "activations": ("float", "dynamic", "int8", "int16", "bfloat16"),
     "granularity": ("channel", "tensor", "block"),
     "range": ("minmax", "percentile", "mse"),
     "rounding": ("nearest", *ROUNDERS),
     "block_size": (0, 32, 64, 128, 256),
+    "steps": ("range", "lsq"),
 }
 Loss = Callable[[np.ndarray], np.ndarray]
 BLOCK = 1 << 16  # elements rounded at a time
 _SIGN = np.uint32(1 << 31)
 _HALF = np.nextafter(np.float32(0.5), np.float32(0)).view(np.uint32)  # 0.5 itself would round 0.49999997 up
+_EXACT, _HALF_EXACT = 17, 11  # bits of a significand: codes times such scales are exact; float16 holds such scales
 _SMALLEST = np.float32(5e-7)  # a row of zeros gets this range, as in the converter
 
 
 @dataclass(frozen=True)
-class Quantize:
+class Quantize(Algorithm):
     """Quantization of one operator.
 
     Attributes:
       weights: `int8`, `int4`, `float16`, or `float` (leave them).
       activations: `int8` or `int16` (static: ranges from calibration), `dynamic` (float outside, quantized by the kernel
-        at run time) or `float` (weight-only: weights are converted back to float before use).
+        at run time), `float` (weight-only: weights are converted back to float before use) or `bfloat16` (in training and in
+        SavedModels only).
       granularity: Weights share one scale per output `channel`, per `tensor`, or per `block` of inputs.
       block_size: Inputs per block: 32, 64, 128 or 256.
       range: How ranges of weights and activations are chosen: `minmax`; `percentile` (activations; weights take minmax);
@@ -50,6 +54,11 @@ class Quantize:
       act_order: Inputs with the largest second moment are rounded first, for `gptq`.
       iterations: Gradient steps of `adaround`.
       bias_correction: Shift the bias so that the mean output is that of the float weights (needs data).
+      steps: Of training: `range`: step sizes follow the weights' largest value; `lsq`: they are learned (Esser et al., ICLR
+        2020), so that large weights may be clipped. What training leaves lies on a grid that `encode` finds again.
+
+    Training rounds to nearest with max-abs ranges of weights, whatever `range`, `rounding` and `bias_correction` say: these are
+    for weights that are not trained.
 
     >>> q = Quantize(weights="int8", activations="float")
     >>> w = np.array([[0.5, -1.0], [0.1, 0.0]], np.float32)
@@ -68,6 +77,8 @@ class Quantize:
     damping: float = 0.01
     act_order: bool = True
     iterations: int = 300
+    steps: str = "range"
+    makes: ClassVar[frozenset[str]] = frozenset({"grid"})
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -121,6 +132,12 @@ class Quantize:
         """The fields that differ from their defaults, plus weights and activations: what a recipe file says."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return {"weights": self.weights, "activations": self.activations, **found}
+
+    @property
+    def gives_up(self) -> frozenset[str]:
+        """With scales per channel, that a tensor has few values; with scales per block, that a channel has."""
+        found = {"channel": {"tensor values"}, "block": {"tensor values", "values"}}
+        return frozenset(found.get(self.granularity, ()) if self.weights in ("int8", "int4") else ())
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Rounds float32 values onto the grid; zeros stay zeros (rounded by data: where so many are zero that somebody pruned).
@@ -189,7 +206,85 @@ class Quantize:
         """The float32 values that the codes stand for."""
         return encoded.values.astype(np.float32) if encoded.grid is None else decode(encoded.values, encoded.grid)
 
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def variables(self, weight: np.ndarray, context: Context) -> dict[str, Extra]:
+        """With `lsq`, the scales at first (those of least square error) and the logarithm of what they are multiplied with.
+
+        Raises:
+          InputError: The inputs make no whole blocks.
+        """
+        if self.granularity == "block":
+            self._check_blocks(weight.shape, context.name)
+        if self.steps != "lsq" or self.weights not in ("int8", "int4"):
+            return {}
+        rows, high = weight.reshape(self._rows(weight.shape)), FORMS[self.weights].high
+        least = replace(self, range="mse")
+        scale = least._scales(rows, FORMS[self.weights].low, high, lambda error: np.square(error).sum(axis=1))[:, None]
+        return {"scale": Extra(scale), "stretch": Extra(np.zeros_like(scale), trainable=True)}
+
+    def project(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> Any:
+        """The weight on its grid, with the gradient straight through; learned step sizes have their own.
+
+        The largest value of every channel, tensor or block is the largest code: the range of what comes out says the grid.
+        Step sizes are therefore at most those of the range; they are learned as logarithms (Jain et al., Trained Quantization
+        Thresholds, MLSys 2020), so that an optimizer's step means the same for every size of weights.
+        """
+        if self.weights == "float":
+            return weight
+        if self.weights == "float16":
+            limit = float(np.finfo(np.float16).max)
+            return through(ops, ops.cast(ops.cast(ops.clip(weight, -limit, limit), "float16"), "float32"), weight)
+        form, block = FORMS[self.weights], self.granularity == "block"
+        rows = ops.reshape(weight, self._rows(weight.shape))
+        peak = ops.stop_gradient(ops.max(ops.abs(rows), axis=1, keepdims=True))
+        scale = ops.maximum(peak, _SMALLEST) / np.float32(form.high)
+        if "scale" in variables:
+            learned = variables["scale"] * ops.exp(variables["stretch"])
+            scale = ops.maximum(ops.minimum(learned, scale), _SMALLEST / np.float32(form.high))
+        exact = short(ops, scale, _HALF_EXACT if block else _EXACT)
+        if block:  # stored as float16, at least its smallest normal number
+            limit16 = np.finfo(np.float16)
+            exact = ops.clip(exact, float(limit16.tiny), float(limit16.max))
+        else:  # a row this small has a range of its own, as in `encode`
+            exact = ops.where(peak > _SMALLEST, exact, _SMALLEST / np.float32(form.high))
+        if "scale" in variables:
+            strength = 1.0 / float(np.sqrt(int(rows.shape[1]) * form.high))
+            found = lsq(ops, rows, through(ops, exact, scale), float(form.low), float(form.high), strength)
+        else:
+            found = through(ops, ops.clip(ops.round(rows / exact), form.low, form.high) * exact, rows)
+        return ops.reshape(found, weight.shape)
+
+    def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
+        """Every value lies on the grid that the values' own range gives, so that a file holds it exactly.
+
+        >>> Quantize("int8").promises(np.array([[1.27, 0.5], [1.27, 0.501]], np.float32), Context("layer", axis=0))
+        ('1 of 2 channels is off the grid of int8',)
+        """
+        if self.weights == "float" or not weight.size:
+            return ()
+        plain = replace(self, range="minmax", rounding="nearest")
+        off = (plain.decode(plain.encode(weight, Context(context.name, axis=0))) != weight).any(axis=1)
+        be = "is" if off.sum() == 1 else "are"
+        return (f"{off.sum()} of {len(off)} channels {be} off the grid of {self.weights}",) if off.any() else ()
+
+    def _check_blocks(self, shape: tuple[int, ...], where: str) -> None:
+        if len(shape) != 2 or shape[1] % self.block_size:
+            raise InputError(
+                "cannot quantize weights in blocks", where=where,
+                expected=f"a matrix with a multiple of {self.block_size} inputs",
+                got="x".join(map(str, shape)), todo="Take one scale per channel",
+            )  # fmt: skip
+
+    def _rows(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """The shape in which each row has one scale."""
+        outputs, inputs = int(shape[0]), int(shape[1])
+        if self.granularity == "block":
+            return outputs * inputs // self.block_size, self.block_size
+        return (outputs, inputs) if self.granularity == "channel" else (1, outputs * inputs)
+
     def _encode_blocks(self, weight: np.ndarray, context: Context) -> Encoded:
+        self._check_blocks(weight.shape, context.name)
         outputs, inputs = weight.shape
         blocks = weight.reshape(outputs * (inputs // self.block_size), self.block_size)
         loss = self._loss(weight, context, lambda full: full.reshape(blocks.shape))

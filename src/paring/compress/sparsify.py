@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 
-from paring.compress.base import Context, Encoded
+from paring.compress.allocate import erdos_renyi_kernel, one_threshold
+from paring.compress.base import Algorithm, Context, Encoded, Extra
 from paring.compress.gram import Gram
+from paring.compress.mask import check_fits, choose
 from paring.compress.pattern import UNSTRUCTURED, Pattern
+from paring.compress.schedule import SCHEDULES, UNITS, check_time, in_steps, must_be_steps, progress
 from paring.compress.support import PROMISE, fit
 from paring.compress.unfold import Unfolding
 from paring.errors import InputError
 
-CHOICES: dict[str, tuple[str, ...]] = {"storage": ("dense", "sparse"), "allocation": ("uniform", "error")}
+CHOICES: dict[str, tuple[str, ...]] = {
+    "storage": ("dense", "sparse"),
+    "allocation": ("uniform", "error", "global", "erk"),
+    "schedule": SCHEDULES,
+    "unit": UNITS,
+}
 STEPS, LEAST = 100, 25  # rounds of the search: for rows of up to WIDE inputs, and for the widest
 WIDE = 1024
 LOOSE, TIGHT = (
@@ -27,13 +35,16 @@ Choose = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
-class Sparsify:
-    """One-shot pruning of one operator, without training.
+class Sparsify(Algorithm):
+    """Pruning: of a weight as it is, or gradually while it is trained.
 
-    With data: the zeros are searched for by the alternating direction method of multipliers (Boyd et al. 2011; for pruning:
-    Meng, Behdin, Wang, Mazumder: ALPS, NeurIPS 2024) and the weights that stay are the exact optimum for these zeros
+    Once, with data: the zeros are searched for by the alternating direction method of multipliers (Boyd et al. 2011; for
+    pruning: Meng, Behdin, Wang, Mazumder: ALPS, NeurIPS 2024) and the weights that stay are the exact optimum for these zeros
     (Frantar, Alistarh: Optimal Brain Compression, NeurIPS 2022, solve the same problem greedily). Without data the smallest
     weights go, and the others stay as they are.
+
+    In training the smallest weights go as the schedule says, and do not come back; their gradients do not count. Settings
+    of the schedule change nothing outside training.
 
     Attributes:
       sparsity: Share of weights that become zero, above 0 and below 1; not needed with N:M patterns.
@@ -42,11 +53,18 @@ class Sparsify:
       target: The runtime that has to gain; layers from which it would not gain are left alone. Empty: all layers.
       storage: `dense`, which every runtime reads, or `sparse`: zeros take no room in the file; only where that is read right.
       allocation: `uniform`: each layer gets the same share of zeros. `error` (needs data): layers that one rule selects share
-        the zeros so that the sum of their relative output errors is least.
+        the zeros so that the sum of their relative output errors is least. In training also `global`: one threshold for the
+        weights of all of them; `erk`: shares by layers' sizes (Erdos-Renyi kernels; Evci et al., ICML 2020).
       damping: Share of the mean second moment that is added to each input's.
       bias_correction: Shift the bias so that the mean output is that of the dense weights (needs data).
       mend: Layers that the rule selects but that are not pruned are fitted to what they read behind pruned ones (needs data).
       min_size: Layers with fewer weights are not pruned.
+      schedule: `constant`: all zeros at `start`; `polynomial` (cubic) or `cosine`: from `initial` at `start` to all at `end`.
+      start: When pruning begins.
+      end: When the last zeros are made; needed unless constant.
+      unit: Of both: `steps`, `epochs`, or `fraction` of training.
+      every: Steps between two choices of zeros.
+      initial: Share of zeros at `start`.
 
     >>> s = Sparsify(0.5, "2x1")
     >>> w = np.array([[0.1, 0.4], [0.2, -0.5]], np.float32)
@@ -63,6 +81,13 @@ class Sparsify:
     bias_correction: bool = True
     mend: bool = True
     min_size: int = 0
+    schedule: str = "constant"
+    start: float = 0
+    end: float | None = None
+    unit: str = "steps"
+    every: int = 100
+    initial: float = 0.0
+    makes: ClassVar[frozenset[str]] = frozenset({"zeros"})
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -92,16 +117,30 @@ class Sparsify:
             if not isinstance(getattr(self, name), bool):
                 got = repr(getattr(self, name))
                 raise InputError("bad setting", where=f"sparsify.{name}", expected="true or false", got=got)
+        self._check_schedule(own if own is not None else given or 0.0)
+
+    def _check_schedule(self, share: float) -> None:
+        check_time(self.start, self.unit, "sparsify.start")
+        if self.end is not None:
+            check_time(self.end, self.unit, "sparsify.end")
+        if self.schedule != "constant" and (self.end is None or self.end <= self.start):
+            expected, got = f"an end behind the start ({self.start:g})", repr(self.end)
+            raise InputError("bad setting", where="sparsify.end", expected=expected, got=got)
+        if self.schedule == "constant" and self.end is not None:
+            todo = "Leave it out, or take schedule polynomial or cosine"
+            raise InputError("bad setting", where="sparsify.end", expected="none", got=f"{self.end:g}", todo=todo)
+        if type(self.every) is not int or self.every < 1:
+            expected, got = "a number of steps, 1 or more", repr(self.every)
+            raise InputError("bad setting", where="sparsify.every", expected=expected, got=got)
+        if type(self.initial) not in (int, float) or not 0 <= self.initial < share:
+            expected, got = f"0 or more, below {share:g}", repr(self.initial)
+            raise InputError("bad setting", where="sparsify.initial", expected=expected, got=got)
 
     @property
     def share(self) -> float:
         """The share of zeros in force."""
         own = Pattern.parse(self.pattern).sparsity if self.pattern else None
         return float(own if own is not None else self.sparsity or 0.0)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields that differ from their defaults: what a recipe file says."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
 
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Prunes float32 weights; what is zero already stays zero where so much of it is that somebody pruned.
@@ -151,6 +190,116 @@ class Sparsify:
     def decode(self, encoded: Encoded) -> np.ndarray:
         """The weights."""
         return encoded.values
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    @property
+    def gives_up(self) -> frozenset[str]:
+        """A grid, whose largest value may go, a rank, and a number of values, to which zero is added."""
+        return frozenset({"grid", "rank", "values", "tensor values"})
+
+    def variables(self, weight: np.ndarray, context: Context) -> dict[str, Extra]:
+        """The mask, and the share of zeros that it was made for.
+
+        Raises:
+          InputError: The layer is smaller than one block of the pattern, or there is a target and no pattern.
+        """
+        must_be_steps(self.unit, f"sparsify.schedule of {context.name}")
+        if self.target and not self.pattern:
+            todo = f"Name the one that {self.target} gains from; `paring inspect` shows them"
+            raise InputError(
+                "cannot prune in training", where=context.name, expected="a pattern", got="none", todo=todo
+            )
+        pattern = self._pattern
+        outputs, inputs = weight.shape[0], weight.shape[1] // context.taps
+        check_fits(pattern, self.pattern, outputs, inputs, context.name)
+        zeros = weight == 0
+        alive = ~zeros if context.pruned or zeros.mean() >= PROMISE else np.ones_like(zeros)
+        share = self.share if self.start == 0 and self.schedule == "constant" else 0.0
+        if share:
+            cut = weight.reshape(1, outputs, context.taps, inputs)
+            alive = pattern.kept(np.square(cut), alive.reshape(cut.shape), share).reshape(weight.shape)
+        return {"mask": Extra(alive.astype(np.float32)), "reached": Extra(np.array(share, np.float32))}
+
+    def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
+        """The weight under its first mask."""
+        return np.asarray(weight * self.variables(weight, context)["mask"].value)
+
+    def update(
+        self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context
+    ) -> dict[str, Any]:
+        """A new mask where the schedule has come to a larger share of zeros: the choice is made only then.
+
+        What counts is the share, not the step: the schedule also holds where steps are skipped or training is resumed.
+        """
+        must_be_steps(self.unit, f"sparsify.schedule of {context.name}")
+        mask, reached = ops.convert_to_tensor(variables["mask"]), ops.convert_to_tensor(variables["reached"])
+        passed = ops.cast(step, "float32") - float(self.start)
+        length = float(self.end - self.start) if self.end is not None else 0.0
+        counted = ops.where(passed >= length, length, ops.floor(passed / self.every) * self.every)
+        wanted = progress(ops, self.schedule, self.initial, self.share, ops.maximum(counted, 0.0) / max(length, 1.0))
+        wanted = ops.cast(ops.where(passed >= 0, wanted, 0.0), "float32")
+        due = wanted > reached + 1e-6
+        found = ops.cond(due, lambda: choose(ops, self._pattern, weight, mask, wanted, context.taps), lambda: mask)
+        return {"mask": found, "reached": ops.where(due, wanted, reached)}
+
+    def project(self, ops: Any, weight: Any, variables: Mapping[str, Any], step: Any, context: Context) -> Any:
+        """The weight under its mask; what is masked gets no gradient."""
+        return weight * variables["mask"]
+
+    def hold(self, ops: Any, weight: Any, variables: Mapping[str, Any], context: Context) -> Any:
+        """The weight under its mask: momentum and decay do not bring it back."""
+        return weight * variables["mask"]
+
+    def resolved(self, steps_per_epoch: int | None, epochs: float | None) -> Sparsify:
+        """With start and end in steps."""
+        start = in_steps(self.start, self.unit, steps_per_epoch, epochs, "sparsify.start")
+        end = None if self.end is None else in_steps(self.end, self.unit, steps_per_epoch, epochs, "sparsify.end")
+        return replace(self, start=start, end=end if end is None else max(end, start + 1), unit="steps")
+
+    def allocate(self, weights: Sequence[np.ndarray], contexts: Sequence[Context]) -> Sequence[Sparsify]:
+        """The algorithm with each layer's share, by `allocation`; N:M patterns have their own.
+
+        Raises:
+          InputError: `allocation` is `error`, which is for data without training.
+        """
+        if self.allocation == "uniform" or self._pattern.of or not weights:
+            return [self] * len(weights)
+        if self.allocation == "error":
+            todo = "Take allocation global, erk or uniform"
+            raise InputError("cannot share zeros out in training", where="sparsify.allocation error", todo=todo)
+        cuts = [w.reshape(1, len(w), c.taps, -1) for w, c in zip(weights, contexts, strict=True)]
+        if self.allocation == "global":
+            shares = one_threshold([self._pattern.scores(cut) for cut in cuts], self.share)
+        else:
+            shares = erdos_renyi_kernel([(cut.shape[1], cut.shape[3], cut.shape[2]) for cut in cuts], self.share)
+        scaled = [float(np.clip(share, 1e-6, 1 - 1e-6)) for share in shares]
+        return [replace(self, sparsity=s, initial=self.initial * s / self.share) for s in scaled]
+
+    def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
+        """The share of zeros, in whole blocks of the pattern or in each of its sets.
+
+        >>> Sparsify(pattern="2:4").promises(np.array([[1.0, 2.0, 3.0, 0.0]], np.float32), Context("layer", axis=0))
+        ('1 of 1 sets of 4 inputs has more than 2 weights',)
+        """
+        pattern, cut = self._pattern, weight.reshape(1, len(weight), context.taps, -1)
+        if pattern.of:
+            over, number = pattern.crowded(cut != 0)
+            have = "has" if over == 1 else "have"
+            text = f"{over} of {number} sets of {pattern.of} inputs {have} more than {pattern.keep} weights"
+            return (text,) if over else ()
+        power, counts = pattern.scores(cut)
+        zeros = float(counts[power == 0].sum())
+        half = counts.max() / 2 if counts.size else 0
+        if zeros + half + 1e-6 * weight.size >= self.share * weight.size:
+            return ()
+        return (
+            f"{100 * zeros / weight.size:.1f} % zeros in pattern {self.pattern or UNSTRUCTURED}, not {100 * self.share:.1f} %",
+        )
+
+    @property
+    def _pattern(self) -> Pattern:
+        return Pattern.parse(self.pattern or UNSTRUCTURED)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,6 +15,20 @@ from paring.compress.quantize import Quantize
 from paring.graph import Quantization, Tensor, Weight
 
 CHUNK = 1 << 20  # elements encoded at a time: float32 in and codes out stay in the cache
+
+
+def shelved(values: np.ndarray) -> np.ndarray:
+    """The same values, read-only; large ones in a file without a name, so that a new model need not fit into memory.
+
+    >>> bool((shelved(np.ones((512, 512), np.float32)) == 1).all())
+    True
+    """
+    if values.size < CHUNK // 8:
+        return values
+    with tempfile.TemporaryFile(prefix="paring-") as file:
+        file.write(np.ascontiguousarray(values).data.cast("B"))
+        file.flush()
+        return np.memmap(file, values.dtype, "r", shape=values.shape)
 
 
 def real(tensor: Tensor) -> Weight:

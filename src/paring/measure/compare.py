@@ -15,7 +15,7 @@ from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, TensorId
-from paring.measure.constants import weight_db, weight_histogram
+from paring.measure.constants import shared, weight_db, weight_histogram
 from paring.measure.cuts import Cut, Cutter, unit_form
 from paring.measure.match import STRUCTURE, Entry, Matching, Pair, Port, match, ports
 from paring.measure.noise import error
@@ -242,7 +242,7 @@ class _Maker:
             return made
         return replace(
             made, optimized=pair.optimized.name, matched=pair.how, form=unit_form(self.graphs[1], pair.optimized),
-            weight_db=weight_db(self.graphs, pair.source, pair.optimized),
+            weight_db=weight_db(self.graphs, pair.source, pair.optimized), shared=shared(pair.optimized),
             weights=weight_histogram(pair.source, pair.optimized) if self.histograms else None,
         )  # fmt: skip
 

@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from paring.compress.encodings import decode
+from paring.compress.support import PROMISE
 from paring.graph import Graph, Tensor, WeightUse
 from paring.measure.noise import Growing, decibel
 from paring.measure.result import Histogram
 from paring.measure.units import LINEAR, Unit
 
 _ROWS = 64  # channels, and values of each, that a comparison looks at
+_FEW = 64  # distinct values of a channel that are no accident
 _CHUNK = 1 << 22  # elements in memory at a time
 
 
@@ -124,6 +126,25 @@ def weight_db(graphs: tuple[Graph, Graph], source: Unit, optimized: Unit) -> flo
             with np.errstate(all="ignore"):  # what a broken file holds may be anything
                 noise += float(np.square(y.astype(np.float64) - x).sum())
     return decibel(signal, noise)
+
+
+def shared(unit: Unit) -> str:
+    """What the weights of a layer have in common: exact zeros, and few values in every channel; empty where they do not."""
+    tensor, axis = unit.constant, channel(unit)
+    if tensor is None or tensor.weight is None or axis is None or not tensor.weight.size:
+        return ""
+    size, per_channel = tensor.weight.size, tensor.weight.size // tensor.weight.shape[axis]
+    zeros, most = 0, 0
+    for part in chunks(tensor) if axis == 0 else [np.concatenate(list(chunks(tensor)))]:
+        rows = np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1)
+        zeros += rows.size - int(np.count_nonzero(rows))
+        if most <= _FEW:
+            ordered = np.sort(rows, axis=1)
+            most = max(most, 1 + int((ordered[:, 1:] != ordered[:, :-1]).sum(axis=1).max()))
+    natural = 15 if tensor.weight.stored == "int4" else _FEW + 1  # values that every int4 channel has
+    found = [f"{zeros / size:.0%} zeros"] if zeros >= PROMISE * size else []
+    few = most < natural and per_channel >= 4 * most
+    return ", ".join([*found, f"{most} values per channel"] if few else found)
 
 
 def weight_histogram(source: Unit, optimized: Unit) -> Histogram | None:

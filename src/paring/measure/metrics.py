@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from paring.errors import InputError, MetricError, ParingError
-from paring.samples.streams import find_function
+from paring.named import find
 
 Outputs: TypeAlias = "np.ndarray | Mapping[str, np.ndarray]"
 LABELS, TARGET, ANY = "labels", "target", "any"
@@ -134,7 +134,7 @@ Did you mean top5?
         expected = f"{', '.join(METRICS)} or module:function"
         todo = f"Did you mean {near[-1]}?" if near else None
         raise InputError("no such metric", where=text, expected=expected, todo=todo)
-    function = find_function(text)
+    function = find(text)
     if not callable(function):
         raise InputError("no such metric", where=text, expected="a function", got=type(function).__name__)
     return Metric(text, "", not getattr(function, "lower_is_better", False), ANY, function)

@@ -67,6 +67,7 @@ class Layer:
       weight_db: Signal to noise of the stored weights, in dB.
       rule: Index into the recipe's rules, None where no recipe is known or none applied.
       note: What to know of it (why it has no counterpart, ...).
+      shared: What its stored weights have in common: zeros, few values per channel; empty where nothing.
     """
 
     name: str
@@ -84,6 +85,12 @@ class Layer:
     weight_db: float | None = None
     rule: int | None = None
     note: str = ""
+    shared: str = ""
+
+    @property
+    def became(self) -> str:
+        """The form, behind what the weights share."""
+        return ", ".join(filter(None, (self.shared, self.form)))
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def _row(index: int, layer: Mapping[str, Any], rank: int | None, layers: int, ru
         "name": short_name(full),
         "native": layer["native"],
         "form": layer["form"] or "no counterpart",
+        "became": ", ".join(filter(None, (layer.get("shared"), layer["form"] or "no counterpart"))),
         "db": db,
         "weights": layer["weight_db"],
         "mse": own and own["mse"],
@@ -128,6 +129,7 @@ def _detail(layer: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         ("Matched by", layer["matched"]),
         ("Result", " × ".join("?" if n < 0 else str(n) for n in layer["shape"])),
         ("Stored weights", f"{figures.decibel(row['weights'])} dB" if row["weights"] is not None else ""),
+        ("Stored weights have", layer.get("shared") or ""),
         ("Note", layer["note"]),
     ]
     found: dict[str, Any] = {

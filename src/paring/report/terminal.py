@@ -66,7 +66,8 @@ def show(report: Report, out: Console, *, every: bool = False) -> None:
     rows = [r for r in report.rows if r.mode != CONSTANT]
     if any(r.pruning for r in rows):
         show_pruning(report, out)
-    if any(r.mode in QUANTIZED for r in rows) or not any(r.pruning for r in rows):
+    more = any(r.mode in QUANTIZED or len(r.stages) > (r.sparsity is not None) for r in rows)
+    if more or not any(r.pruning for r in rows):
         show_rows(report, rows, out, every=every)
     counts = Counter(r.mode for r in rows)
     said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
@@ -120,17 +121,15 @@ def show_rows(report: Report, rows: Sequence[Row], out: Console, *, every: bool)
     if len(rows) <= ALL_ROWS or every:
         for row in rows:
             style = _STYLES.get(row.mode, "")
-            became = row.mode if row.form == "float" else f"{row.mode} {row.form.removeprefix('dynamic-')}"
             name = f"{row.scope}: {row.name}" if row.scope else row.name
-            table.add_row(escape(short_name(name)), row.native, f"[{style}]{became}[/]", escape(row.reason))
+            table.add_row(escape(short_name(name)), row.native, f"[{style}]{escape(row.became)}[/]", escape(row.reason))
     else:
-        groups = Counter((r.native, r.mode, r.form, r.reason) for r in rows)
-        for (native, mode, form, reason), count in groups.most_common():
-            became = mode if form == "float" else f"{mode} {form.removeprefix('dynamic-')}"
+        groups = Counter((r.native, r.mode, r.became, r.reason) for r in rows)
+        for (native, mode, became, reason), count in groups.most_common():
             table.add_row(
                 f"{count} operator{'s' if count > 1 else ''}",
                 native,
-                f"[{_STYLES.get(mode, '')}]{became}[/]",
+                f"[{_STYLES.get(mode, '')}]{escape(became)}[/]",
                 escape(reason),
             )
     out.print(table)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from paring.errors import InputError
+from paring.named import find
 from paring.samples import feeds, streams
 from paring.samples.arrays import read_npy, read_npz
 from paring.samples.images import ImageReader, find_images
@@ -158,7 +159,7 @@ def open_samples(
     if path:
         data = read_npz(path) if path.suffix == ".npz" else read_npy(path)
     elif isinstance(data, (str, os.PathLike)):
-        data = streams.find_function(str(data))
+        data = find(str(data))
     start = None
     if callable(data) and not isinstance(data, Iterable):
         start, data = data, streams.call(data, source)

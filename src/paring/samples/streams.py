@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import itertools
-import os
-import sys
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -18,40 +14,6 @@ from paring.errors import InputError, ParingError
 from paring.samples.feeds import Row
 
 _END = object()
-
-
-def find_function(text: str) -> Callable[..., Any]:
-    """Imports `module:function`, from the working folder too, as `python -m` would.
-
-    Raises:
-      InputError: No such module or function; an error inside the module is its cause.
-    """
-    module_name, _, name = text.partition(":")
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
-    try:
-        function: Any = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        absent = isinstance(error, ModuleNotFoundError) and module_name.startswith(str(error.name))
-        raise InputError(
-            "no such module" if absent else "the module cannot be imported",
-            where=text,
-            expected="module:function, seen from the working folder" if absent else None,
-            got=f"{type(error).__name__}: {error}",
-            todo="Check the name and the folder you are in"
-            if absent
-            else "Its traceback is kept as this error's cause",
-        ) from error
-    for part in name.split("."):
-        if not hasattr(function, part):
-            public = [key for key in vars(function) if not key.startswith("_")] if hasattr(function, "__dict__") else []
-            near = difflib.get_close_matches(part, public, 1, 0.5)
-            todo = f"Did you mean {module_name}:{near[0]}?" if near else "Check the name"
-            raise InputError("no such function", where=text, expected=f"{name} in {module_name}", todo=todo)
-        function = getattr(function, part)
-    return function
 
 
 def call(function: Callable[[], Any], source: str) -> Any:

@@ -203,7 +203,7 @@ def _calibrate(
     wanted: dict[TensorId, set[str]] = {}
     ranges = {RANGE} if all(s.range == "minmax" for s in offered.values() if s.static) else {RANGE, HISTOGRAM}
     for settings in offered.values():
-        made = plan(graph, Recipe((Rule(settings, kind="*"),), "all").restricted(skip))
+        made = plan(graph, Recipe((Rule((settings,), kind="*"),), "all").restricted(skip))
         for tensor, parts in requests(made).items():
             wanted.setdefault(tensor, set()).update(parts)
         spread = Propagation(made, settings.activations)

@@ -46,7 +46,7 @@ def choices(graph: Graph, offered: Mapping[str, Quantize], skip: Iterable[str]) 
     found: dict[str, dict[str, Quantize]] = {}
     seen: dict[OpId, set[tuple[str, str, Any]]] = {}
     for name, settings in offered.items():
-        recipe = Recipe((Rule(settings, kind="*"),), "probe").restricted(skip)
+        recipe = Recipe((Rule((settings,), kind="*"),), "probe").restricted(skip)
         for decision in plan(graph, recipe).decisions:
             if not any(True for _ in graph.weights_of(decision.op)) or decision.mode not in (
                 STATIC,
@@ -86,7 +86,7 @@ def patterns(names: Iterable[str]) -> dict[str, str]:
 
 def only(layer: str, settings: Quantize, names: Mapping[str, str]) -> Recipe:
     """One layer under a scheme, all others float; `names` are the `patterns` of the model."""
-    return Recipe((Rule(None, kind="*"), Rule(settings, name=_any([layer], names))), "one layer")
+    return Recipe((Rule((), kind="*"), Rule((settings,), name=_any([layer], names))), "one layer")
 
 
 def recipe_of(
@@ -96,9 +96,9 @@ def recipe_of(
     by_scheme: dict[str, list[str]] = {}
     for layer, scheme in allocation:
         by_scheme.setdefault(scheme, []).append(layer)
-    rules = [Rule(offered[BASE], kind="*")]
+    rules = [Rule((offered[BASE],), kind="*")]
     rules += [
-        Rule(offered[scheme], name=_any(layers, names))
+        Rule((offered[scheme],), name=_any(layers, names))
         for scheme, layers in sorted(by_scheme.items())
         if scheme != BASE
     ]

@@ -77,6 +77,27 @@ def set_constants(model: TfliteModel, values: Mapping[TensorId, np.ndarray]) -> 
     return changed
 
 
+def moved(changed: TfliteModel, graph: Graph) -> dict[OpId, OpId]:
+    """Where operators of `graph` are in a model that was made from its own: found by what they make, else by their order."""
+    makers = makers_of(changed)
+    kept = [(op, op.outputs[0]) for op in graph.ops if op.outputs and op.outputs[0][1] in changed.places[op.id[0]]]
+    found = {op.id: makers[n, changed.places[n][tensor]] for op, (n, tensor) in kept}
+    for number, subgraph in enumerate(changed.subgraphs):
+        silent = [(number, place) for place, operator in enumerate(subgraph.operators) if not len(operator.outputs)]
+        found |= zip((op.id for op in graph.ops if op.id[0] == number and not op.outputs), silent, strict=True)
+    return found
+
+
+def makers_of(model: TfliteModel) -> dict[TensorId, OpId]:
+    """The operator that makes each tensor."""
+    return {
+        (number, int(tensor)): (number, position)
+        for number, subgraph in enumerate(model.subgraphs)
+        for position, operator in enumerate(subgraph.operators or ())
+        for tensor in operator.outputs
+    }
+
+
 def versions_of(root: Table, model: TfliteModel) -> list[tuple[str, int]]:
     """(operator, version) of every builtin operator in use."""
     probe = TfliteModel(root, model.data, model.path)

@@ -1,0 +1,381 @@
+"""attach, finalize: a recipe goes to work in a live Keras model, and leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from paring.compress.base import Algorithm, Context
+from paring.compress.chain import chain
+from paring.compress.quantize import Quantize
+from paring.errors import BoundError, InputError
+from paring.graph import Graph, Op, Tensor, Weight, WeightUse, Demands
+from paring.recipe import Recipe, Rule
+from paring.training import backends, calls
+from paring.training.attachment import CALIBRATE, MOMENTUM, Attachment, Row
+from paring.training.layouts import Part, kind_of, name_of, parts_of
+from paring.training.sites import LINEAR, Site, Sites, place
+from paring.training.state import ATTRIBUTE, State
+from paring.training.trace import Trace, trace
+from paring.training.weights import Compressed, Target
+
+SAMPLES = 16  # batches that attach keeps for the export
+_INTEGER = ("int8", "int4")
+
+
+@dataclass(eq=False)
+class Place:
+    """An operation of the model: where it is, and what its rule says."""
+
+    op: Any
+    path: str
+    parts: list[Part] = field(default_factory=list)
+    rule: Rule | None = None
+    reason: str = ""
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """Its last stage where it quantizes."""
+        return self.rule.apply if self.rule is not None else None
+
+
+def attach(
+    model: Any,
+    recipe: Any,
+    data: Any = None,
+    *,
+    steps_per_epoch: int | None = None,
+    epochs: float | None = None,
+    optimizer: Any = None,
+    momentum: float = MOMENTUM,
+    strict: bool = False,
+) -> Attachment:
+    """Puts a recipe to work in a live Keras 3 model, in place: no wrapper, no clone, names and summary unchanged.
+
+    From then on training sees pruned, clustered, fake-quantized weights and activations, while the optimizer goes on with the raw
+    weights; `evaluate` and `predict` use the deployed form that `paring.export` writes: batch normalization folded, biases on
+    the integer grid. Schedules follow the optimizer's steps, without a callback. `model.save` keeps everything;
+    `paring.load_model` brings it back, `keras.models.load_model` gives the plain model.
+
+    Args:
+      model: A built Keras 3 model of any kind.
+      recipe: A recipe's name, file or object.
+      data: Samples to calibrate activation ranges on before the first step: an array, a list or dict of arrays as the model takes
+        them, or an iterable of batches. Without, ranges start with the first training batch.
+      steps_per_epoch: For schedules in epochs or fractions of training.
+      epochs: Likewise.
+      optimizer: The Keras optimizer of a training loop of your own; `compile` makes it known by itself.
+      momentum: Of the moving averages that activation ranges are.
+      strict: Refuse to leave a weight or activation float.
+
+    Returns:
+      The attachment: `rows` says what became of each operation; `advance()` is for loops without a Keras optimizer.
+
+    Raises:
+      InputError: The model is not built or has an attachment already, the recipe touches nothing, a pattern does not fit, a
+        schedule cannot be told in steps, or data is not finite. The model is unchanged.
+      BoundError: With `strict`, what would stay float.
+    """
+    _check(model)
+    chosen = Recipe.load(recipe)
+    first, batches = _batches(data)
+    found = trace(model, first)
+    places = _places(model, found)
+    _match(places, chosen)
+    by_op = {p.op: p for p in places}
+    sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
+    _leaf_sites(places, found, sites)
+    plans = _algorithms(places, steps_per_epoch, epochs)
+    if not plans and not sites.all():
+        raise InputError(
+            "the recipe touches no layer", where=f"model {model.name}", expected="a layer with weights that a rule selects",
+            got=_said(places), todo="Look at `name` and `kind` of the rules",
+        )  # fmt: skip
+    rows = tuple(_row(p, found, sites) for p in places)
+    left = [r for r in rows if r.became == "float" and r.weights]
+    if strict and left:
+        raise BoundError("layers would stay float", expected="none (strict)", got="; ".join(f"{r.path} ({r.reason})" for r in left))
+    sites.folded = {op: norm for op, norm in sites.folded.items() if by_op[op].quantize is not None and plans.get(op)}
+    state = State()
+    state.settings = {
+        "version": 1, "recipe": chosen.to_data(), "steps_per_epoch": steps_per_epoch, "epochs": epochs, "momentum": momentum,
+    }  # fmt: skip
+    state.add("step", np.zeros((), np.float32))
+    learned = any(p.quantize is not None and getattr(p.quantize, "learned", False) for p in places)
+    for site in sites.all():
+        state.add(f"range/{site.name}", np.zeros(2, np.float32), trainable=learned, aggregation="mean")
+    compressed = {op: _compressed(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
+    attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
+    number = 0
+    for number, p in enumerate((p for p in places if p.rule is not None), 1):
+        attachment.labels[p.op] = number
+        attachment.settings[number] = p
+    setattr(model, ATTRIBUTE, state)
+    state.attachment = attachment
+    try:
+        _patch(attachment, found, places, compressed)
+        if batches is not None and sites.all():
+            _calibrate(attachment, batches, by_op)
+    except BaseException:
+        detach(model)
+        raise
+    return attachment
+
+
+def attachment_of(model: Any) -> Attachment:
+    """The attachment of a model.
+
+    Raises:
+      InputError: It has none.
+    """
+    state = getattr(model, ATTRIBUTE, None)
+    found = getattr(state, "attachment", None)
+    if found is None:
+        raise InputError(
+            "nothing is attached", where=f"model {getattr(model, 'name', model)}", expected="a model behind paring.attach",
+            todo="Call paring.attach(model, recipe), or paring.load_model for a file",
+        )  # fmt: skip
+    assert isinstance(found, Attachment)
+    return found
+
+
+def finalize(model: Any) -> Any:
+    """Writes the compressed weights into the model and takes the attachment away.
+
+    Args:
+      model: A model behind `attach`.
+
+    Returns:
+      The same model, plain again: weights are pruned, clustered and on their grids, stored as floats; activations are float.
+
+    Raises:
+      InputError: Nothing is attached.
+    """
+    attachment = attachment_of(model)
+    values = []
+    for compressed in attachment.compressed.values():
+        for target in compressed.targets:
+            values.append((target.part.variable, target.weight(target.matrix(training=False, step=None))))
+    for variable, value in values:
+        variable.assign(value)
+    detach(model)
+    return model
+
+
+def detach(model: Any) -> None:
+    """Takes everything back but the weights."""
+    attachment = attachment_of(model)
+    for undo in reversed(attachment.undo):
+        undo()
+    attachment.undo.clear()
+    delattr(model, ATTRIBUTE)
+    attachment.forget()
+
+
+# -- what there is ---------------------------------------------------------------------------------------------------
+
+
+def _check(model: Any) -> None:
+    if not isinstance(model, keras.Model):
+        raise InputError(
+            "cannot attach", expected="a live Keras 3 model", got=f"{type(model).__module__}.{type(model).__qualname__}",
+            todo="Load it with keras.models.load_model",
+        )  # fmt: skip
+    if getattr(model, ATTRIBUTE, None) is not None:
+        raise InputError(
+            "a recipe is attached already", where=f"model {model.name}", expected="a plain model",
+            todo="Put all stages into one recipe, or call paring.finalize(model) first",
+        )  # fmt: skip
+    unbuilt = [layer.name for layer in model._flatten_layers() if not layer.built]
+    if not model.built or unbuilt:
+        raise InputError(
+            "the model is not built", where=f"model {model.name}", expected="layers with weights",
+            got=f"unbuilt: {', '.join(unbuilt[:5])}", todo="Call it once on a batch, or model.build(shape)",
+        )  # fmt: skip
+
+
+def _batches(data: Any) -> tuple[Any, Any]:
+    """The first batch, and all; None for none."""
+    if data is None:
+        return None, None
+    if isinstance(data, (np.ndarray, list, tuple, dict)) or hasattr(data, "dtype"):
+        size = 32
+        flat = keras.tree.flatten(data)
+        count = len(flat[0])
+        parts = [
+            keras.tree.map_structure(lambda x, i=i: np.asarray(x[i : i + size]), data) for i in range(0, min(count, 1024), size)
+        ]
+        if not parts:
+            raise InputError("cannot calibrate", expected="at least one sample", got="an empty data set")
+        return parts[0], parts
+    kept = [batch[0] if isinstance(batch, tuple) else batch for batch in data]
+    if not kept:
+        raise InputError("cannot calibrate", expected="at least one batch", got="an empty data set")
+    return kept[0], kept
+
+
+def _places(model: Any, found: Trace) -> list[Place]:
+    """Every operation of the graph, and every layer with weights, once, in order."""
+    paths = dict(_paths(model, ""))
+    places: dict[Any, Place] = {}
+    order: list[Any] = []
+    for node in found.nodes:
+        order.append((node.op, paths.get(node.op, node.path)))
+        inner = node.op._flatten_layers(include_self=False) if isinstance(node.op, keras.layers.Layer) else ()
+        order += [(layer, paths[layer]) for layer in inner if layer in paths]
+    order += list(paths.items())
+    traced = {node.op for node in found.nodes}
+    for op, path in order:
+        if op in places or op is model:
+            continue
+        parts = parts_of(op) if isinstance(op, keras.layers.Layer) else []
+        if parts or op in traced:
+            places[op] = Place(op, path, parts)
+    return list(places.values())
+
+
+def _paths(layer: Any, prefix: str) -> Iterator[tuple[Any, str]]:
+    for inner in layer._layers:
+        if isinstance(inner, State):
+            continue
+        path = f"{prefix}{inner.name}"
+        yield inner, path
+        yield from _paths(inner, f"{path}/")
+
+
+def _match(places: list[Place], recipe: Recipe) -> None:
+    """Finds each operation's rule, by the same code as for a file: the model as a Graph."""
+    tensors: dict[tuple[int, int], Tensor] = {}
+    ops = []
+    for number, p in enumerate(places):
+        inputs = []
+        for part in p.parts:
+            key = (0, len(tensors))
+            size = int(np.prod(part.shape))
+            weight = Weight(part.shape, "float32", "float32", 4 * size, lambda *_: np.zeros(0))
+            tensors[key] = Tensor(key, part.variable.path, part.shape, "float32", weight=weight)
+            inputs.append(key)
+        uses = tuple(WeightUse(i, 0) for i in range(len(inputs)))
+        ops.append(Op((0, number), p.path, kind_of(p.op), type(p.op).__name__, tuple(inputs), (), demands=Demands(weights=uses)))
+    winners = recipe.winners(Graph(tuple(ops), tensors, (), ()))
+    for op, p in zip(ops, places, strict=True):
+        p.rule, p.reason = winners[op.id]
+        if p.rule is not None and not p.rule.stages:
+            p.rule = None
+
+
+def _bits(place: Place | None) -> int:
+    quantize = place.quantize if place is not None else None
+    return {"int8": 8, "int16": 16}.get(quantize.activations, 0) if quantize is not None else 0
+
+
+def _leaf_sites(places: list[Place], found: Trace, sites: Sites) -> None:
+    """Sites of layers that no graph shows: what they read and what they make."""
+    traced = {node.op for node in found.nodes}
+    for p in places:
+        if p.op in traced or p.op in sites.outputs or p.op in sites.source or not _bits(p) or name_of(p.op) not in LINEAR:
+            continue
+        sites.source[p.op] = sites.entries[p.op] = Site(f"{p.path}/input", _bits(p))
+        sites.outputs[p.op] = [Site(p.path, _bits(p))]
+
+
+# -- what they get ---------------------------------------------------------------------------------------------------
+
+
+def _algorithms(
+    places: list[Place], steps_per_epoch: int | None, epochs: float | None
+) -> dict[Any, list[tuple[Part, Algorithm, Context]]]:
+    """For each layer its weights with their algorithms; budgets over all weights of a rule are shared out here."""
+    groups: dict[Any, list[tuple[Place, Part]]] = {}
+    for p in places:
+        if p.rule is not None:
+            for part in p.parts:
+                groups.setdefault(p.rule, []).append((p, part))
+    found: dict[Any, list[tuple[Part, Algorithm, Context]]] = {}
+    for rule, members in groups.items():
+        weights = [np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32) for _, part in members]
+        contexts = [Context(p.path, 0, (1,), taps=part.layout.taps(part.shape)) for p, part in members]
+        stages = [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in rule.stages]
+        shared = [stage.allocate(weights, contexts) for stage in stages]
+        for number, (p, part) in enumerate(members):
+            found.setdefault(p.op, []).append((part, chain(*(own[number] for own in shared)), contexts[number]))
+    return found
+
+
+def _trainable(stage: Any) -> Any:
+    if type(stage).project is Algorithm.project:
+        raise InputError(
+            "cannot train with this algorithm", where=type(stage).__name__, expected="a `project` method",
+            todo="docs/your-own-algorithm.md shows one",
+        )  # fmt: skip
+    return stage
+
+
+def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: Sites, state: State) -> Compressed:
+    targets = []
+    for part, algorithm, context in chosen:
+        weight = np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
+        extras = {
+            name: state.add(f"{part.variable.path}/{name}", extra.value, trainable=extra.trainable)
+            for name, extra in algorithm.variables(weight, context).items()
+        }
+        quantize = p.quantize if p.quantize is not None and p.quantize.weights in _INTEGER else None
+        targets.append(Target(part, algorithm, context, extras, quantize))
+    layer = p.op
+    linear = name_of(layer) in LINEAR
+    bias = getattr(layer, "bias", None) if linear and getattr(layer, "use_bias", True) else None
+    return Compressed(layer, targets, sites.folded.get(layer), bias)
+
+
+def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed: dict[Any, Compressed]) -> None:
+    attachment.compressed = compressed
+    model, sites = attachment.model, attachment.sites
+    whole = found.views.get(model)
+    norms = set(sites.folded.values()) | set(sites.alone)
+    for p in places:
+        op = p.op
+        touched = (compressed, sites.outputs, sites.inside, sites.before, sites.entries, norms, attachment.labels)
+        if any(op in group for group in touched):
+            calls.patch(attachment, op, compressed.get(op))
+    for layer, view in found.views.items():
+        if layer is not model:
+            calls.replace(attachment, layer, "call", view)
+    calls.patch_model(attachment, whole if whole is not None else model.call)
+    backends.follow(attachment)
+
+
+def _calibrate(attachment: Attachment, batches: Any, by_op: dict[Any, Place]) -> None:
+    with attachment.working(CALIBRATE):
+        for batch in batches:
+            attachment.model(batch, training=False)
+    settings = [p.quantize for p in by_op.values() if p.quantize is not None and p.quantize.static]
+    how = settings[0]
+    attachment.calibrated(lambda site: (how.range, how.percentile))
+    attachment.samples = batches[:SAMPLES]
+
+
+# -- what is said ----------------------------------------------------------------------------------------------------
+
+
+def _row(p: Place, found: Trace, sites: Sites) -> Row:
+    size = sum(int(np.prod(part.shape)) for part in p.parts)
+    if p.rule is None:
+        return Row(p.path, kind_of(p.op), "float", p.reason, size)
+    said = [stage.said() if hasattr(stage, "said") else type(stage).__name__ for stage in p.rule.stages] if p.parts else []
+    if not p.parts and _bits(p):
+        said = [f"int{_bits(p)} activations"] if p.op in sites.outputs or p.op in sites.inside else ["as its input"]
+    reason = p.reason
+    if p.op in found.whole:
+        reason += f"; not opened: {found.whole[p.op]}"
+    return Row(p.path, kind_of(p.op), ", ".join(said) or "float", reason if said else f"{reason}; has no weights", size)
+
+
+def _said(places: list[Place]) -> str:
+    return ", ".join(sorted({kind_of(p.op) for p in places})) or "no layer with weights"
+
+
+__all__ = ["Attachment", "Place", "attach", "attachment_of", "detach", "finalize", "replace"]

@@ -1,0 +1,231 @@
+"""What runs inside an attached model: the phase, the step, and what a site does with a value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras.src.backend.common import global_state  # the phase of a running call has no public name
+
+from paring.calibration import HISTOGRAM, RANGE, TensorStatistics
+from paring.errors import InputError
+from paring.recipe import Recipe
+from paring.training import ranges
+from paring.training.sites import Site, Sites
+from paring.training.state import State
+
+MOMENTUM = 0.99
+NORMAL, CALIBRATE, ANNOTATE, PLAIN = "normal", "calibrate", "annotate", "plain"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one operation of the model.
+
+    Attributes:
+      path: Names of the models and layers around it, and its own.
+      kind: Canonical kind.
+      became: What is done with its weights and activations; `float` for nothing.
+      reason: Which rule said so, or why it stays float.
+      weights: Number of weights.
+    """
+
+    path: str
+    kind: str
+    became: str
+    reason: str
+    weights: int = 0
+
+
+@dataclass(eq=False)
+class Attachment:
+    """A recipe at work in a live model.
+
+    Attributes:
+      model: The model, in whose layers it works.
+      recipe: What was asked for.
+      state: Its variables.
+      rows: What became of each operation.
+      sites: Where activations are quantized.
+    """
+
+    model: Any
+    recipe: Recipe
+    state: State = field(repr=False)
+    rows: tuple[Row, ...] = field(repr=False, default=())
+    sites: Sites = field(repr=False, default_factory=Sites)
+    optimizer: Any = field(repr=False, default=None)
+    momentum: float = MOMENTUM
+    samples: Any = field(repr=False, default=None)
+    mode: str = NORMAL
+    frozen: dict[Any, Any] = field(repr=False, default_factory=dict)
+    compressed: dict[Any, Any] = field(repr=False, default_factory=dict)
+    labels: dict[Any, int] = field(repr=False, default_factory=dict)
+    settings: dict[int, Any] = field(repr=False, default_factory=dict)
+    holds: list[tuple[Any, Callable[[Any], Any]]] = field(repr=False, default_factory=list)
+    undo: list[Callable[[], None]] = field(repr=False, default_factory=list)
+    _phase: list[bool] = field(repr=False, default_factory=list)
+    _seen: dict[int, TensorStatistics] = field(repr=False, default_factory=dict)
+
+    def __str__(self) -> str:
+        width = max((len(r.path) for r in self.rows), default=0)
+        return "\n".join(f"{r.path:{width}}  {r.became:24}  {r.reason}" for r in self.rows)
+
+    # -- steps -----------------------------------------------------------------------------------------------------
+
+    def advance(self, steps: int = 1) -> None:
+        """Counts training steps, for loops without a Keras optimizer."""
+        self.state.named["step"].assign_add(float(steps))
+        for variable, hold in self.holds:
+            variable.assign(hold(variable))
+
+    def step(self) -> Any:
+        """The steps so far, float32 scalar: those of the optimizer where there is one."""
+        optimizer = self.optimizer or getattr(self.model, "optimizer", None)
+        if optimizer is not None and keras.backend.backend() != "jax":
+            return ops.cast(ops.convert_to_tensor(optimizer.iterations), "float32")
+        return ops.convert_to_tensor(self.state.named["step"])  # on JAX `backends.follow` keeps it
+
+    # -- phases ----------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def phase(self) -> Iterator[None]:
+        """Around the call of the whole model: whether it trains is asked here, for layers inside may say otherwise."""
+        self._phase.append(_context())
+        try:
+            yield
+        finally:
+            self._phase.pop()
+
+    @property
+    def training(self) -> bool:
+        """True while the model is called for training."""
+        if self.mode != NORMAL:
+            return False
+        return self._phase[-1] if self._phase else _context()
+
+    @contextmanager
+    def working(self, mode: str) -> Iterator[None]:
+        """The model in another mode: functions compiled before are thrown away on both sides."""
+        self.mode, before = mode, self.mode
+        self.forget()
+        try:
+            yield
+        finally:
+            self.mode = before
+            self.forget()
+
+    @contextmanager
+    def annotating(self) -> Iterator[None]:
+        """The model as it is exported: sites are marked, weights are constants."""
+        self.frozen = {site: self.range(site) for site in self.sites.all()}
+        for layer, compressed in self.compressed.items():
+            shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
+            constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
+            self.frozen[layer] = constants, None if added is None else ops.convert_to_numpy(added)
+        with self.working(ANNOTATE):
+            yield
+        self.frozen = {}
+
+    def source(self, layer: Any) -> Site | None:
+        """The site of what meets the weights that are added up with a layer's bias."""
+        inside = self.sites.inside.get(layer)
+        if inside and len(self.compressed[layer].targets) > 1:  # a separable convolution's pointwise one
+            return inside[0]
+        return self.sites.source.get(layer)
+
+    def forget(self) -> None:
+        """Throws compiled functions away."""
+        for name in ("train_function", "test_function", "predict_function"):
+            if getattr(self.model, name, None) is not None:
+                setattr(self.model, name, None)
+
+    # -- sites -----------------------------------------------------------------------------------------------------
+
+    def at(self, site: Site | None, x: Any) -> Any:
+        """A value at a site."""
+        if site is None or self.mode == PLAIN or not hasattr(x, "dtype"):
+            return x
+        site = site.root()
+        if self.mode == CALIBRATE:
+            if site.fixed is None:
+                self._seen.setdefault(id(site), TensorStatistics.for_requests({RANGE, HISTOGRAM})).update(
+                    np.asarray(ops.convert_to_numpy(x), np.float32), {RANGE, HISTOGRAM}
+                )
+            return x
+        if self.mode == ANNOTATE:
+            return ranges.annotate(x, *(site.fixed or self.frozen[site]), site.bits)
+        if site.fixed is not None:
+            low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
+            return (ranges.train if self.training else ranges.evaluate)(x, low, high, site.bits)
+        variable = self.state.named[f"range/{site.name}"]
+        now = ops.convert_to_tensor(variable)
+        if not self.training:
+            set_ = ops.cast(now[1] > now[0], x.dtype)
+            return set_ * ranges.evaluate(x, now[0], now[1], site.bits) + (1 - set_) * x
+        if not variable.trainable:
+            wide = ops.cast(ops.stop_gradient(x), "float32")
+            here = ops.stack([ops.minimum(ops.min(wide), 0.0), ops.maximum(ops.max(wide), 0.0)])
+            now = ops.where(now[1] > now[0], now + (1 - self.momentum) * (here - now), here)
+            variable.assign(now)
+        return ranges.train(x, now[0], now[1], site.bits)
+
+    def scale(self, site: Site | None) -> Any:
+        """The step of a site's grid, float32 scalar; None where there is none."""
+        if site is None or self.mode in (PLAIN, CALIBRATE):
+            return None
+        site = site.root()
+        if site.fixed is not None:
+            low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
+        else:
+            now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
+            low, high = now[0], now[1]
+        return ranges.grid(low, high, site.bits)[0]
+
+    def range(self, site: Site) -> tuple[float, float]:
+        """The range of a site as it is now.
+
+        Raises:
+          InputError: It was never seen, or is not finite.
+        """
+        if site.fixed is not None:
+            return site.fixed
+        low, high = (float(v) for v in ops.convert_to_numpy(self.state.named[f"range/{site.name}"]))
+        if not np.isfinite([low, high]).all():
+            raise InputError(
+                "a range is not finite", where=f"layer {site.name}", expected="finite values", got=f"[{low}, {high}]",
+                todo="Training diverged, or data holds infinities: lower the learning rate, check the data, or exempt the layer",
+            )  # fmt: skip
+        if low >= high:
+            raise InputError(
+                "a range was never seen", where=f"layer {site.name}", expected="values before the export",
+                todo="Give attach data=, or train for a step, so that this layer sees values",
+            )  # fmt: skip
+        return low, high
+
+    def calibrated(self, how: Callable[[Site], tuple[str, float]]) -> None:
+        """Sets the ranges from what the sites have seen; `how` gives the kind of range and its percentile."""
+        for site in self.sites.all():
+            seen = self._seen.get(id(site))
+            if seen is None or not seen.count:
+                continue
+            if not np.isfinite([seen.low, seen.high]).all():
+                raise InputError(
+                    "cannot calibrate", where=f"layer {site.name}", expected="finite values", got=f"[{seen.low}, {seen.high}]",
+                    todo="Check the data's range",
+                )  # fmt: skip
+            kind, percentile = how(site)
+            low, high = seen.range(kind, percentile, 2**site.bits)
+            low, high = min(low, 0.0), max(high, 0.0)
+            self.state.named[f"range/{site.name}"].assign(np.array([low, max(high, low + 1e-6)], np.float32))
+        self._seen.clear()
+
+
+def _context() -> bool:
+    found = global_state.get_global_attribute("current_call_ctx")
+    return bool(found.get_value("training")) if found is not None else False

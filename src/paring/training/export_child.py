@@ -1,0 +1,21 @@
+"""Writes an attached model, saved under another backend, as a marked SavedModel: `python -m ... MODEL FOLDER STATIC`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from paring.training.attaching import attachment_of
+from paring.training.exporting import write_marked
+from paring.training.persist import load_model
+
+
+def main(arguments: list[str]) -> int:
+    """Does it."""
+    source, folder, static = arguments
+    write_marked(attachment_of(load_model(source)), Path(folder), static_batch=static == "1")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

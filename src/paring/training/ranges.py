@@ -1,0 +1,80 @@
+"""Fake quantization of activations: a grid from a range, and what each phase does with a value.
+
+Training runs on moving averages of each batch's minimum and maximum (Jacob et al., CVPR 2018). Evaluation rounds half to even,
+because XNNPACK does: it adds a large number and takes it away again. Export marks values for the writer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from paring.grids import LEVELS
+
+_SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
+
+
+def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
+    """Scale and zero point (a whole number, float32) of a range, by `grids.activation_grid`; for 8 bits zero counts from 0.
+
+    Args:
+      low: float32 scalar tensor; the range is widened to hold 0.
+      high: Likewise.
+      bits: 8 (asymmetric) or 16 (symmetric).
+    """
+    low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
+    if bits == 16:
+        return ops.maximum(ops.maximum(-low, high), _SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
+    scale = ops.maximum(high - low, _SMALLEST) / 255
+    return scale, ops.floor(-low / scale + 0.5)
+
+
+def bounds(scale: Any, zero: Any, bits: int) -> tuple[Any, Any]:
+    """The smallest and largest value of a grid."""
+    if bits == 16:
+        return -32767 * scale, 32767 * scale
+    return -zero * scale, (255 - zero) * scale
+
+
+def train(x: Any, low: Any, high: Any, bits: int) -> Any:
+    """The value on its grid, with gradient to `x` inside the range, and to the range where it is trained."""
+    scale, zero = grid(low, high, bits)
+    least, most = bounds(scale, zero, bits)
+    if bits == 8 and keras.backend.backend() == "tensorflow":
+        return keras.quantizers.fake_quant_with_min_max_vars(x, least, most)  # one kernel instead of a dozen
+    return _rounded(x, scale, least, most)
+
+
+def evaluate(x: Any, low: Any, high: Any, bits: int) -> Any:
+    """The value on its grid as XNNPACK computes it, with the same gradient."""
+    scale, zero = grid(low, high, bits)
+    return _rounded(x, scale, *bounds(scale, zero, bits))
+
+
+def _rounded(x: Any, scale: Any, least: Any, most: Any) -> Any:
+    inside = ops.clip(ops.cast(x, "float32"), least, most)
+    codes = inside / scale
+    # Gradients of codes * scale: to x straight through, to the scale by what rounding leaves (Esser et al., ICLR 2020).
+    return ops.cast((codes + ops.stop_gradient(ops.round(codes) - codes)) * scale, x.dtype)
+
+
+def annotate(x: Any, low: float, high: float, bits: int) -> Any:
+    """Marks a value in an exported graph, on TensorFlow: the converter leaves a pair of QUANTIZE and DEQUANTIZE there.
+
+    The pair has 8 bits in any case; for 16 its range is chosen so that the symmetric range of 16 bits can be read off exactly.
+    """
+    import numpy as np
+    import tensorflow as tf
+
+    low, high = min(low, 0.0), max(high, 0.0)
+    if bits == 16:
+        step = np.float32(max(-low, high, _SMALLEST)) / np.float32(128)
+        least, most = -128 * step, 127 * step
+    else:
+        step = np.float32(max(np.float32(high) - np.float32(low), _SMALLEST)) / np.float32(255)
+        zero = np.floor(np.float32(-low) / step + np.float32(0.5))
+        least, most = -zero * step, (255 - zero) * step
+    marked = tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), float(least), float(most))
+    return tf.cast(marked, x.dtype)

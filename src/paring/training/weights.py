@@ -1,0 +1,164 @@
+"""Weights as a layer is to see them: projected while training, folded and on integer grids in the deployed form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+from keras import ops
+from keras.src.backend import AutocastScope  # keeps mixed precision out of the arithmetic on weights
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+from paring.compress.base import Algorithm, Context
+from paring.compress.encodings import FORMS
+from paring.compress.quantize import Quantize
+from paring.training.layouts import Part
+
+_SMALLEST = 5e-7  # the range of a row of zeros, as in `compress.quantize`
+_BIAS_MAX = float(2**30)
+
+
+@dataclass(eq=False)
+class Target:
+    """A weight that is compressed.
+
+    Attributes:
+      part: The variable and how it lies.
+      algorithm: All stages of its rule, as one.
+      context: What the algorithm may know.
+      extras: The algorithm's variables.
+      quantize: The last stage where it quantizes.
+    """
+
+    part: Part
+    algorithm: Algorithm
+    context: Context
+    extras: Mapping[str, Any]
+    quantize: Quantize | None = None
+
+    def matrix(self, *, training: bool, step: Any) -> Any:
+        """The projected weight, float32 [outputs, taps * inputs]."""
+        raw = self.part.layout.matrix(ops, ops.cast(ops.convert_to_tensor(self.part.variable), "float32"))
+        now = {name: ops.convert_to_tensor(v) for name, v in self.extras.items()}
+        if training:
+            fresh = self.algorithm.update(ops, ops.stop_gradient(raw), now, step, self.context)
+            for name, value in fresh.items():
+                now[name] = ops.stop_gradient(value)
+                self.extras[name].assign(ops.cast(now[name], self.extras[name].dtype))
+        else:
+            step = ops.convert_to_tensor(float("inf"), "float32")
+        return self.algorithm.project(ops, raw, now, step, self.context)
+
+    def weight(self, matrix: Any) -> Any:
+        """A matrix as the variable lies, in its type."""
+        return ops.cast(self.part.layout.weight(ops, matrix, self.part.shape), self.part.variable.dtype)
+
+
+@dataclass(eq=False)
+class Compressed:
+    """A layer with its compressed weights.
+
+    Attributes:
+      layer: The layer.
+      targets: Its weights; the last one is added up with the bias.
+      norm: The batch normalization that folds into it.
+    """
+
+    layer: Any
+    targets: Sequence[Target] = ()
+    norm: Any = None
+    bias: Any = field(default=None)
+
+    @property
+    def quantized(self) -> bool:
+        """True where its weights become integers."""
+        return any(t.quantize is not None and t.quantize.weights in ("int8", "int4") for t in self.targets)
+
+    def values(self, *, training: bool, step: Any, scale: Any) -> tuple[list[tuple[Any, Any]], Any]:
+        """What the layer is to see: variables with their values, and what is to be added to its result (None for nothing).
+
+        Args:
+          training: Whether the model trains: weights projected, batch normalization alive.
+          step: The optimizer's step.
+          scale: The step of the grid on which the layer reads its input in the deployed form; None where there is none.
+        """
+        shown: list[tuple[Any, Any]] = []
+        with AutocastScope(None):
+            for target in self.targets:
+                matrix = target.matrix(training=training, step=step)
+                last = target is self.targets[-1]
+                if training or not last or not self.quantized:
+                    shown.append((target.part.variable, target.weight(matrix)))
+                    continue
+                matrix, bias = self._deployed(target, matrix, scale)
+                shown.append((target.part.variable, target.weight(matrix)))
+                if bias is None:
+                    continue
+                if self.bias is None:
+                    return shown, bias
+                shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
+        return shown, None
+
+    def _deployed(self, target: Target, matrix: Any, scale: Any) -> tuple[Any, Any]:
+        """Batch normalization folded, and the bias on the grid of the product: what the integer kernel computes."""
+        bias = None if self.bias is None else ops.reshape(ops.cast(ops.convert_to_tensor(self.bias), "float32"), (-1,))
+        if self.norm is not None:
+            factor, shift = folding(self.norm)
+            matrix = matrix * ops.reshape(factor, (-1, 1))
+            bias = shift if bias is None else bias * factor + shift
+        if bias is not None and scale is not None and target.quantize is not None:
+            bias = on_grid(bias, scale, matrix, FORMS[target.quantize.weights].high)
+        return matrix, bias
+
+
+def folding(norm: Any) -> tuple[Any, Any]:
+    """Factor and shift of a batch normalization in evaluation, float32 [channels]."""
+    mean, variance = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (norm.moving_mean, norm.moving_variance))
+    factor = ops.rsqrt(variance + norm.epsilon)
+    if norm.scale:
+        factor = factor * ops.cast(ops.convert_to_tensor(norm.gamma), "float32")
+    shift = -mean * factor
+    return factor, shift + ops.cast(ops.convert_to_tensor(norm.beta), "float32") if norm.center else shift
+
+
+def on_grid(bias: Any, scale: Any, matrix: Any, high: int) -> Any:
+    """A bias on the int32 grid of input scale times weight scale, straight through.
+
+    Args:
+      bias: float32 [outputs], or a multiple of them.
+      scale: Step of the input's grid.
+      matrix: The weights, float32 [outputs, inputs]; their scale is that of the writer.
+      high: Largest code of a weight.
+    """
+    steps = ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1), _SMALLEST) / high
+    times = int(bias.shape[0]) // int(steps.shape[0])
+    unit = ops.stop_gradient(scale) * (ops.tile(steps, (times,)) if times > 1 else steps)
+    unit = ops.maximum(unit, ops.abs(ops.stop_gradient(bias)) / _BIAS_MAX)
+    return bias + ops.stop_gradient(ops.round(bias / unit) * unit - bias)
+
+
+@contextmanager
+def showing(values: Sequence[tuple[Any, Any]], variables: Sequence[Any], layer: Any) -> Iterator[None]:
+    """Inside, each variable of `values` reads as the value beside it.
+
+    What is written to `variables` meanwhile, and the losses that `layer` adds, reach them behind.
+    """
+    outer = get_stateless_scope()
+    mapping = dict(outer.state_mapping) if outer is not None else {}
+    mapping |= {id(variable): value for variable, value in values}
+    scope = keras.StatelessScope(collect_losses=True, initialize_variables=False)
+    scope.state_mapping.update(mapping)
+    with scope:
+        yield
+    for variable in variables:
+        new = scope.state_mapping.get(id(variable))
+        if new is not None and new is not mapping.get(id(variable)):
+            variable.assign(new)
+    if scope.losses and outer is not None:
+        outer.losses.extend(scope.losses if outer.collect_losses else ())
+    elif scope.losses:
+        for owner in layer._flatten_layers():
+            owner._losses.extend(loss for loss in scope.losses if id(loss) in owner._loss_ids)
