@@ -24,8 +24,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import paring
+from paring import Recipe
 from paring.formats.convert import to_tflite
+from paring.training import attach, export
 
 Settings = Mapping[str, Any]
 INT8: Settings = {"quantize": {"weights": "int8", "activations": "int8"}}
@@ -84,8 +85,8 @@ def attached(stages: list[Settings], calibration: np.ndarray | None, steps: int)
     """ResNet8, compiled, with a recipe of these stages at work."""
     model = keras.models.load_model(finetune.MODEL, compile=False)
     if stages:
-        recipe = paring.Recipe.load({"version": 1, "rules": [{"kind": "*", "apply": stages}]})
-        paring.attach(model, recipe, calibration, steps_per_epoch=steps, epochs=1)
+        recipe = Recipe.load({"version": 1, "rules": [{"kind": "*", "apply": stages}]})
+        attach(model, recipe, calibration, steps_per_epoch=steps, epochs=1)
     return model
 
 
@@ -96,10 +97,10 @@ def trained(data: finetune.Data, seed: int, steps: int, stages: list[Settings], 
     model.compile(keras.optimizers.Adam(finetune.RATE), "sparse_categorical_crossentropy", jit_compile=False)
     signature = (tf.TensorSpec((finetune.BATCH, 32, 32, 3), tf.float32), tf.TensorSpec((finetune.BATCH,), tf.int64))
     stream = tf.data.Dataset.from_generator(lambda: data.batches(seed, 0, steps), output_signature=signature)
-    model.fit(stream, epochs=1, verbose=0, callbacks=[_Rate(steps)])
+    model.fit(stream, epochs=1, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=[_Rate(steps)])
     deployed = float((model.predict(data.test, verbose=0).argmax(-1) == data.test_classes).mean())
     if stages:
-        paring.export(model, path, overwrite=True)
+        export(model, path, overwrite=True)
     else:
         to_tflite(model, path)
     return {**finetune.judged(path, data), "evaluated": deployed}
