@@ -401,3 +401,19 @@ def test_a_comparison_sees_zeros_and_clusters_in_the_file_and_its_page_shows_the
     page = render({"comparison": finite(asdict(found))})
     assert '<td class="k">50% zeros, 8 values per channel, int8</td>' in page
     assert {layer.shared for layer in paring.compare(model, model, data).layers} == {""}
+
+
+@pytest.mark.parametrize("allocation", ["global", "erk"])
+def test_budgets_of_training_hold_without_training(allocation):
+    model, _ = network()
+    stage = {"sparsify": {"sparsity": 0.6, "allocation": allocation}}
+    made = optimize(model, rules(stage), verified=False)
+    found = [weights(made.model)[name] for name in ("first", "point", "head")]
+    assert sum((w == 0).sum() for w in found) / sum(w.size for w in found) == pytest.approx(0.6, abs=0.01)
+    assert len({round(float((w == 0).mean()), 2) for w in found}) > 1
+
+
+def test_what_only_training_knows_is_refused():
+    said = rules({"quantize": {"weights": "int8", "activations": "bfloat16"}})
+    with pytest.raises(InputError, match=r"cannot quantize after training .* got bfloat16\. Take this recipe to paring"):
+        optimize(network()[0], said)

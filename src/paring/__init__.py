@@ -1,5 +1,7 @@
 """paring makes TensorFlow, Keras and LiteRT models smaller and faster, keeps them right, and proves it."""
 
+from typing import TYPE_CHECKING, Any
+
 from paring.cluster import cluster
 from paring.errors import BoundError, InputError, ParingError, UnsupportedError
 from paring.formats import load
@@ -10,6 +12,9 @@ from paring.recipe import Recipe, Rule
 from paring.runtime.native import delegate_path
 from paring.sparsify import sparsify
 from paring.tuning import Tuned, tune
+
+if TYPE_CHECKING:
+    from paring.training import attach, export, finalize, load_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,12 +27,25 @@ __all__ = [
     "Tuned",
     "UnsupportedError",
     "__version__",
+    "attach",
     "bench",
     "cluster",
     "compare",
     "delegate_path",
+    "export",
+    "finalize",
     "load",
+    "load_model",
     "optimize",
     "sparsify",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What trains comes with Keras, when it is asked for."""
+    if name in ("attach", "export", "finalize", "load_model"):
+        from paring import training
+
+        return getattr(training, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

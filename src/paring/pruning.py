@@ -242,19 +242,27 @@ def _allocated(
     """
     groups: dict[int, list[_Task]] = {}
     first: dict[Any, _Task] = {}
+    plain: dict[Any, list[_Task]] = {}
     for task in (t for t in tasks if not t.mends and first.setdefault(t.key, t) is t):
-        if task.settings.allocation == "error" and Pattern.parse(task.settings.pattern).sparsity is None:
+        if Pattern.parse(task.settings.pattern).sparsity is not None:
+            continue
+        if task.settings.allocation == "error":
             groups.setdefault(id(task.rule), []).append(task)
+        elif task.settings.allocation != "uniform":
+            plain.setdefault((id(task.rule), task.settings.pattern), []).append(task)
+    shares: dict[OpId, float] = {}
+    for group in plain.values():
+        shares |= _by_weights(group)
     asking = [task.op.id for group in groups.values() for task in group if len(group) > 1]
-    if not asking:
+    if not asking and not shares:
         return tasks
-    if given is None:
+    if asking and given is None:
         raise InputError(
             "cannot share zeros out by error", where="sparsify.allocation", expected="data", got="none",
             todo="Give samples with --data, or take allocation uniform",
         )  # fmt: skip
     curves: dict[OpId, np.ndarray] = {}
-    with Replay(model, graph, asking, given, progress=step) as replay:
+    with Replay(model, graph, asking, given or (), progress=step) as replay:
         for task in (t for t in tasks if t.op.id in asking):
             gram = replay.gram(task.op, task.unfolding, (), {}, None)
             if gram is not None:
@@ -263,7 +271,6 @@ def _allocated(
                     np.asarray(task.weight.read(), np.float32), gram, _points(task.settings)
                 )
                 task.weight.release()
-    shares: dict[OpId, float] = {}
     for group in groups.values():
         known = [task for task in group if task.op.id in curves]
         if len(known) > 1:
@@ -284,6 +291,15 @@ def _allocated(
             task = replace(task, settings=replace(task.settings, sparsity=own))
         found.append(task)
     return found
+
+
+def _by_weights(group: list[_Task]) -> dict[OpId, float]:
+    """Shares that hang on the weights or their shapes alone, as in training."""
+    cuts = [t.unfolding.taps(t.unfolding.matrix(np.asarray(t.weight.read(), np.float32))) for t in group]
+    weights = [cut.reshape(cut.shape[0] * cut.shape[1], -1) for cut in cuts]
+    contexts = [Context(task.op.name, 0, taps=cut.shape[2]) for task, cut in zip(group, cuts, strict=True)]
+    found = group[0].settings.allocate(weights, contexts)
+    return {task.op.id: settings.share for task, settings in zip(group, found, strict=True)}
 
 
 def _points(settings: Sparsify) -> np.ndarray:

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -147,8 +148,8 @@ def _matrix(graph: Graph, op: Op, use: WeightUse, tensor: Tensor, port: Port | N
         found = found.reshape(-1, found.shape[-1])
         taps = unfolding.taps(unfolding.matrix(values)).shape[-2]
     else:
-        found = np.moveaxis(values, use.axis or 0, 0).reshape(values.shape[0] if values.ndim else 1, -1)
-        taps = 1
+        lead = np.moveaxis(values, use.axis or 0, 0)
+        found, taps = lead.reshape(len(lead), -1), prod(lead.shape[1:-1])
     return np.asarray(found, np.float32), Context(op.name, 0, taps=taps)
 
 

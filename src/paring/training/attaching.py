@@ -13,7 +13,7 @@ from paring.compress.base import Algorithm, Context
 from paring.compress.chain import chain
 from paring.compress.quantize import Quantize
 from paring.errors import BoundError, InputError
-from paring.graph import Graph, Op, Tensor, Weight, WeightUse, Demands
+from paring.graph import Demands, Graph, Op, Tensor, Weight, WeightUse
 from paring.recipe import Recipe, Rule
 from paring.training import backends, calls
 from paring.training.attachment import CALIBRATE, MOMENTUM, Attachment, Row
@@ -56,16 +56,16 @@ def attach(
 ) -> Attachment:
     """Puts a recipe to work in a live Keras 3 model, in place: no wrapper, no clone, names and summary unchanged.
 
-    From then on training sees pruned, clustered, fake-quantized weights and activations, while the optimizer goes on with the raw
-    weights; `evaluate` and `predict` use the deployed form that `paring.export` writes: batch normalization folded, biases on
-    the integer grid. Schedules follow the optimizer's steps, without a callback. `model.save` keeps everything;
+    From then on training sees pruned, clustered, fake-quantized weights and activations, while the optimizer goes on with the
+    raw weights; `evaluate` and `predict` use the deployed form that `paring.export` writes: batch normalization folded, biases
+    on the integer grid. Schedules follow the optimizer's steps, without a callback. `model.save` keeps everything;
     `paring.load_model` brings it back, `keras.models.load_model` gives the plain model.
 
     Args:
       model: A built Keras 3 model of any kind.
       recipe: A recipe's name, file or object.
-      data: Samples to calibrate activation ranges on before the first step: an array, a list or dict of arrays as the model takes
-        them, or an iterable of batches. Without, ranges start with the first training batch.
+      data: Samples to calibrate activation ranges on before the first step: an array, a list or dict of arrays as the model
+        takes them, or an iterable of batches. Without, ranges start with the first training batch.
       steps_per_epoch: For schedules in epochs or fractions of training.
       epochs: Likewise.
       optimizer: The Keras optimizer of a training loop of your own; `compile` makes it known by itself.
@@ -98,7 +98,9 @@ def attach(
     rows = tuple(_row(p, found, sites) for p in places)
     left = [r for r in rows if r.became == "float" and r.weights]
     if strict and left:
-        raise BoundError("layers would stay float", expected="none (strict)", got="; ".join(f"{r.path} ({r.reason})" for r in left))
+        raise BoundError(
+            "layers would stay float", expected="none (strict)", got="; ".join(f"{r.path} ({r.reason})" for r in left)
+        )
     sites.folded = {op: norm for op, norm in sites.folded.items() if by_op[op].quantize is not None and plans.get(op)}
     state = State()
     state.settings = {
@@ -207,7 +209,8 @@ def _batches(data: Any) -> tuple[Any, Any]:
         flat = keras.tree.flatten(data)
         count = len(flat[0])
         parts = [
-            keras.tree.map_structure(lambda x, i=i: np.asarray(x[i : i + size]), data) for i in range(0, min(count, 1024), size)
+            keras.tree.map_structure(lambda x, i=i: np.asarray(x[i : i + size]), data)
+            for i in range(0, min(count, 1024), size)
         ]
         if not parts:
             raise InputError("cannot calibrate", expected="at least one sample", got="an empty data set")
@@ -260,7 +263,17 @@ def _match(places: list[Place], recipe: Recipe) -> None:
             tensors[key] = Tensor(key, part.variable.path, part.shape, "float32", weight=weight)
             inputs.append(key)
         uses = tuple(WeightUse(i, 0) for i in range(len(inputs)))
-        ops.append(Op((0, number), p.path, kind_of(p.op), type(p.op).__name__, tuple(inputs), (), demands=Demands(weights=uses)))
+        ops.append(
+            Op(
+                (0, number),
+                p.path,
+                kind_of(p.op),
+                type(p.op).__name__,
+                tuple(inputs),
+                (),
+                demands=Demands(weights=uses),
+            )
+        )
     winners = recipe.winners(Graph(tuple(ops), tensors, (), ()))
     for op, p in zip(ops, places, strict=True):
         p.rule, p.reason = winners[op.id]
@@ -277,7 +290,13 @@ def _leaf_sites(places: list[Place], found: Trace, sites: Sites) -> None:
     """Sites of layers that no graph shows: what they read and what they make."""
     traced = {node.op for node in found.nodes}
     for p in places:
-        if p.op in traced or p.op in sites.outputs or p.op in sites.source or not _bits(p) or name_of(p.op) not in LINEAR:
+        if (
+            p.op in traced
+            or p.op in sites.outputs
+            or p.op in sites.source
+            or not _bits(p)
+            or name_of(p.op) not in LINEAR
+        ):
             continue
         sites.source[p.op] = sites.entries[p.op] = Site(f"{p.path}/input", _bits(p))
         sites.outputs[p.op] = [Site(p.path, _bits(p))]
@@ -297,7 +316,10 @@ def _algorithms(
                 groups.setdefault(p.rule, []).append((p, part))
     found: dict[Any, list[tuple[Part, Algorithm, Context]]] = {}
     for rule, members in groups.items():
-        weights = [np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32) for _, part in members]
+        weights = [
+            np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
+            for _, part in members
+        ]
         contexts = [Context(p.path, 0, (1,), taps=part.layout.taps(part.shape)) for p, part in members]
         stages = [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in rule.stages]
         shared = [stage.allocate(weights, contexts) for stage in stages]
@@ -338,7 +360,7 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
     norms = set(sites.folded.values()) | set(sites.alone)
     for p in places:
         op = p.op
-        touched = (compressed, sites.outputs, sites.inside, sites.before, sites.entries, norms, attachment.labels)
+        touched = (compressed, sites.outputs, sites.inside, sites.before, sites.entries, sites.added, norms, attachment.labels)
         if any(op in group for group in touched):
             calls.patch(attachment, op, compressed.get(op))
     for layer, view in found.views.items():
@@ -365,7 +387,9 @@ def _row(p: Place, found: Trace, sites: Sites) -> Row:
     size = sum(int(np.prod(part.shape)) for part in p.parts)
     if p.rule is None:
         return Row(p.path, kind_of(p.op), "float", p.reason, size)
-    said = [stage.said() if hasattr(stage, "said") else type(stage).__name__ for stage in p.rule.stages] if p.parts else []
+    said = (
+        [stage.said() if hasattr(stage, "said") else type(stage).__name__ for stage in p.rule.stages] if p.parts else []
+    )
     if not p.parts and _bits(p):
         said = [f"int{_bits(p)} activations"] if p.op in sites.outputs or p.op in sites.inside else ["as its input"]
     reason = p.reason

@@ -159,7 +159,10 @@ class Attachment:
                 )
             return x
         if self.mode == ANNOTATE:
-            return ranges.annotate(x, *(site.fixed or self.frozen[site]), site.bits)
+            from paring.training import marks  # TensorFlow: only where a model is exported
+
+            low, high = site.fixed or self.frozen[site]
+            return marks.annotate(x, low, high, site.bits)
         if site.fixed is not None:
             low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
             return (ranges.train if self.training else ranges.evaluate)(x, low, high, site.bits)
@@ -177,6 +180,11 @@ class Attachment:
 
     def scale(self, site: Site | None) -> Any:
         """The step of a site's grid, float32 scalar; None where there is none."""
+        found = self.grid(site)
+        return None if found is None else found[0]
+
+    def grid(self, site: Site | None) -> tuple[Any, Any] | None:
+        """Step and zero point of a site's grid, float32 scalars; None where there is none."""
         if site is None or self.mode in (PLAIN, CALIBRATE):
             return None
         site = site.root()
@@ -185,7 +193,7 @@ class Attachment:
         else:
             now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
             low, high = now[0], now[1]
-        return ranges.grid(low, high, site.bits)[0]
+        return ranges.grid(low, high, site.bits)
 
     def range(self, site: Site) -> tuple[float, float]:
         """The range of a site as it is now.
@@ -199,7 +207,7 @@ class Attachment:
         if not np.isfinite([low, high]).all():
             raise InputError(
                 "a range is not finite", where=f"layer {site.name}", expected="finite values", got=f"[{low}, {high}]",
-                todo="Training diverged, or data holds infinities: lower the learning rate, check the data, or exempt the layer",
+                todo="Lower the learning rate if training diverged, check the data for infinities, or exempt the layer",
             )  # fmt: skip
         if low >= high:
             raise InputError(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import keras
 from keras import ops
 
+from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
-from paring.training.sites import ACTIVE, Site, activation_of
+from paring.training.sites import ACTIVE, LINEAR, Site, activation_of
 from paring.training.weights import Compressed, folding, on_grid, showing
 
 Call = Callable[..., Any]
@@ -71,17 +72,18 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
             run = functools.partial(_GATED[activation_of(op)], attachment, inside[-1])
     elif name_of(op) in _POOLED and outputs:
         run = _pooled(attachment, outputs[0], run)
+    elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
+        run = _added(attachment, op, sites.added[op], run)
     if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
         run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if compressed is not None:
         run = _with_weights(attachment, compressed, run)
     if op in sites.entries:
         run = _entered(attachment, sites.entries[op], run)
-    label = f"paring{attachment.labels[op]}" if op in attachment.labels else ""
+    number = attachment.labels.get(op)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        scope = _scope(label) if label and attachment.mode == ANNOTATE else nullcontext()
-        with scope:
+        with _labelled(number, attachment):
             made = run(*args, **kwargs)
             flat = keras.tree.flatten(made)
             if not any(outputs) or len(flat) < len(outputs):
@@ -92,13 +94,12 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     replace(attachment, op, "call", patched)
 
 
-@contextmanager
-def _scope(label: str) -> Iterator[None]:
-    """Names of what is made inside tell the writer to which operation it belongs."""
-    import tensorflow as tf
+def _labelled(number: int | None, attachment: Attachment) -> Any:
+    if number is None or attachment.mode != ANNOTATE:
+        return nullcontext()
+    from paring.training import marks  # TensorFlow: only where a model is exported
 
-    with tf.name_scope(label):
-        yield
+    return marks.label(number)
 
 
 def _entered(attachment: Attachment, site: Site, run: Call) -> Call:
@@ -108,11 +109,20 @@ def _entered(attachment: Attachment, site: Site, run: Call) -> Call:
 def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> Call:
     layer = compressed.layer
     watched = {id(v): v for v in (*layer.variables, *attachment.state.named.values())}
+    # The result's channels are its last dimension, or the second one.
+    exact = name_of(layer) in LINEAR and name_of(layer) != "EinsumDense"
 
     def projected(*args: Any, **kwargs: Any) -> Any:
         if attachment.mode not in (NORMAL, CALIBRATE, ANNOTATE):
             return run(*args, **kwargs)
         training = attachment.training
+        whole = None
+        if not training and attachment.mode == NORMAL and exact:
+            scale = attachment.scale(attachment.source(layer))
+            whole = compressed.codes(scale) if scale is not None else None
+        if whole is not None:
+            sink = attachment.scale(attachment.sites.sink(layer))
+            return _in_integers(layer, run, whole, (scale, sink), watched, args, kwargs)
         if attachment.mode == ANNOTATE:
             shown, added = attachment.frozen[layer]
             shown = [(v, ops.convert_to_tensor(value)) for v, value in shown]
@@ -120,16 +130,51 @@ def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> 
             step = attachment.step() if training else None
             scale = None if training else attachment.scale(attachment.source(layer))
             shown, added = compressed.values(training=training, step=step, scale=scale)
-        own = {id(v) for v, _ in shown}
-        with showing(shown, [v for i, v in watched.items() if i not in own], layer):
-            made = run(*args, **kwargs)
-        if added is None:
-            return made
-        if getattr(layer, "data_format", None) == "channels_first":
-            added = ops.reshape(added, (-1, *[1] * (len(made.shape) - 2)))
-        return made + ops.cast(added, made.dtype)
+        made = _shown(layer, run, shown, watched, args, kwargs)
+        return made if added is None else made + _along(layer, added, made)
 
     return projected
+
+
+def _shown(layer: Any, run: Call, shown: Any, watched: Any, args: Any, kwargs: Any) -> Any:
+    own = {id(v) for v, _ in shown}
+    with showing(shown, [v for i, v in watched.items() if i not in own], layer):
+        return run(*args, **kwargs)
+
+
+def _along(layer: Any, values: Any, made: Any) -> Any:
+    """One value per output channel, to be broadcast over a layer's result."""
+    values = ops.cast(values, made.dtype)
+    if getattr(layer, "data_format", None) == "channels_first":
+        return ops.reshape(values, (-1, *[1] * (len(made.shape) - 2)))
+    return values
+
+
+def _in_integers(layer: Any, run: Call, whole: Any, scales: Any, watched: Any, args: Any, kwargs: Any) -> Any:
+    """The layer on codes of its input and weights: its sums are those of the integer kernel, and only then real numbers.
+
+    Where the grid of the result is known they are rounded here, by XNNPACK's arithmetic: one float32 factor per channel.
+    """
+    shown, added, unit = whole
+    scale, sink = scales
+    plain = getattr(layer, "activation", None)
+
+    def real(sums: Any) -> Any:
+        sums = sums if added is None else sums + _along(layer, added, sums)
+        if sink is None:
+            sums = sums * _along(layer, unit, sums)
+        else:
+            codes = sums * _along(layer, unit / sink, sums)
+            sums = through(ops, ops.round(codes), codes) * sink
+        return sums if plain is None else plain(sums)
+
+    codes = ops.cast(args[0], "float32") / scale
+    layer.activation, keep = real, layer.__dict__.get("activation")
+    try:
+        made = _shown(layer, run, shown, watched, (through(ops, ops.round(codes), codes), *args[1:]), kwargs)
+    finally:
+        layer.activation = keep
+    return ops.cast(made, layer.compute_dtype)
 
 
 def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) -> Call:
@@ -204,7 +249,9 @@ def _rescaling(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -
 
 def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> Any:
     mean = ops.cast(ops.convert_to_tensor(layer.mean), layer.compute_dtype)
-    deviation = ops.maximum(ops.sqrt(ops.cast(ops.convert_to_tensor(layer.variance), layer.compute_dtype)), keras.config.epsilon())
+    deviation = ops.maximum(
+        ops.sqrt(ops.cast(ops.convert_to_tensor(layer.variance), layer.compute_dtype)), keras.config.epsilon()
+    )
     x = ops.cast(x, layer.compute_dtype)
     if layer.invert:
         return attachment.at(inside[0], x * deviation) + mean
@@ -222,22 +269,50 @@ def _attention(
     bits = inside[0].bits
     query = attachment.at(inside[0], query * (1 / float(query.shape[-1]) ** 0.5))
     scores = attachment.at(inside[1], ops.einsum("btnh,bsnh->bnts", query, key))
-    shares = attachment.at(Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores))
+    shares = attachment.at(
+        Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores)
+    )
     dropout = getattr(layer, "_dropout_layer", None)
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))
     return made, shares
 
 
+def _added(attachment: Attachment, op: Any, sites: tuple[Site, ...], run: Call) -> Call:
+    """Two integers added by XNNPACK's arithmetic: factors of 21 bits, and a shift that rounds half up."""
+
+    def added(*args: Any, **kwargs: Any) -> Any:
+        made = run(*args, **kwargs)
+        sink = attachment.scale(attachment.sites.sink(op))
+        flat = keras.tree.flatten(args)
+        if attachment.training or attachment.mode != NORMAL or sink is None or len(flat) != 2:
+            return made
+        scales = [attachment.scale(site) for site in sites]
+        ratios = [scale / sink for scale in scales]
+        shift = 20 - ops.cast(ops.floor(ops.log2(ops.maximum(*ratios))), "int32")
+        power = ops.power(2.0, ops.cast(shift, "float32"))
+        total = ops.left_shift(ops.ones_like(shift), shift - 1)
+        for value, scale, ratio in zip(flat, scales, ratios, strict=True):
+            codes = ops.cast(ops.round(ops.cast(value, "float32") / scale), "int32")
+            total = total + codes * ops.cast(ops.round(ratio * power), "int32")
+        codes = ops.right_shift(total, shift)
+        return through(ops, ops.cast(ops.cast(codes, "float32") * sink, made.dtype), made)
+
+    return added
+
+
 def _pooled(attachment: Attachment, site: Site | None, run: Call) -> Call:
-    """Averages of integers: on codes they are exact, so that a tie is a tie as it is for the kernel."""
+    """Averages of integers, rounded as the kernel does: half away from zero, counted from the middle of the codes."""
 
     def pooled(x: Any, *args: Any, **kwargs: Any) -> Any:
-        scale = None if attachment.training or attachment.mode != NORMAL else attachment.scale(site)
-        if scale is None:
+        if attachment.training or attachment.mode != NORMAL or (grid := attachment.grid(site)) is None:
             return run(x, *args, **kwargs)
+        scale, zero = grid
+        shift = zero - 128 if site is not None and site.root().bits == 8 else 0.0
         codes = x / scale
-        return run(codes + ops.stop_gradient(ops.round(codes) - codes), *args, **kwargs) * scale
+        codes = run(through(ops, ops.round(codes), codes), *args, **kwargs) + shift
+        rounded = ops.sign(codes) * ops.floor(ops.abs(codes) + 0.5)
+        return (through(ops, rounded, codes) - shift) * scale
 
     return pooled
 

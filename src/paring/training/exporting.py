@@ -99,7 +99,14 @@ def export(
         recipe = _recipe(source, attachment, found, ranged=data is not None)
         recipe = replace(recipe, inputs=inputs, outputs=outputs)
         return optimize(
-            source, recipe, data, output=target, overwrite=overwrite, strict=strict, verified=verified, max_error=max_error
+            source,
+            recipe,
+            data,
+            output=target,
+            overwrite=overwrite,
+            strict=strict,
+            verified=verified,
+            max_error=max_error,
         )
 
 
@@ -130,7 +137,9 @@ def _marked(attachment: Attachment, out: Path, work: Path) -> tuple[str, ...]:
 def _in_child(arguments: list[str], work: Path) -> None:
     """Another process, with TensorFlow as its backend, loads the saved model and writes it marked."""
     command = [sys.executable, "-m", "paring.training.export_child", *arguments]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), cwd=work)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment(), cwd=work
+    )
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         raise UnsupportedError(
@@ -157,7 +166,9 @@ def _bare_outputs(source: TfliteModel) -> None:
             if mark is None:
                 continue
             front = int(mark.inputs[0])
-            subgraph.outputs = np.where(np.arange(len(subgraph.outputs)) == place, front, subgraph.outputs).astype(np.int32)
+            subgraph.outputs = np.where(np.arange(len(subgraph.outputs)) == place, front, subgraph.outputs).astype(
+                np.int32
+            )
             tensors = subgraph.tensors
             tensors[front].name, tensors[output].name = tensors[output].name, tensors[front].name
             for signature in source.root.signature_defs or ():
@@ -204,7 +215,9 @@ def _recipe(source: TfliteModel, attachment: Attachment, found: Mapping[OpId, li
     for op in graph.ops:
         here = found.get(op.id, [])
         weighted = any(True for _ in graph.weights_of(op))
-        place = next((p for p in here if p.parts), here[0] if here else None) if weighted else (here[-1] if here else None)
+        place = (
+            next((p for p in here if p.parts), here[0] if here else None) if weighted else (here[-1] if here else None)
+        )
         quantize = _settings(place.quantize) if place is not None else None
         if quantize is None:
             chosen[op.id] = (None, place.reason if place is not None else "no layer of the recipe")
@@ -235,4 +248,3 @@ def _settings(quantize: Quantize | None) -> Quantize | None:
     if quantize is None or quantize.activations == "bfloat16":
         return None
     return replace(quantize, range="minmax", rounding="nearest", bias_correction=False)
-

@@ -126,7 +126,9 @@ def parts_of(layer: Any) -> list[Part]:
     name = name_of(layer)
     if name in _UNTOUCHED:
         return []
-    own = {id(v): v for v in getattr(layer, "_trainable_variables", ()) + getattr(layer, "_non_trainable_variables", ())}
+    own = {
+        id(v): v for v in getattr(layer, "_trainable_variables", ()) + getattr(layer, "_non_trainable_variables", ())
+    }
     found: list[Part] = []
 
     def add(attribute: str, layout: Layout | None) -> None:

@@ -19,7 +19,11 @@ from paring.training.state import ASSET
 
 
 def load_model(
-    path: str | os.PathLike[str], custom_objects: Mapping[str, Any] | None = None, *, compile: bool = True, safe_mode: bool = True
+    path: str | os.PathLike[str],
+    custom_objects: Mapping[str, Any] | None = None,
+    *,
+    compile: bool = True,
+    safe_mode: bool = True,
 ) -> Any:
     """Loads a `.keras` file and puts its recipe to work again: training goes on exactly where it was.
 
@@ -47,7 +51,10 @@ def load_model(
         model.load_weights(path)
     except ValueError as error:
         raise InputError(
-            "cannot load what the recipe trained", where=str(path), expected="the model that was saved", got=str(error)[:300]
+            "cannot load what the recipe trained",
+            where=str(path),
+            expected="the model that was saved",
+            got=str(error)[:300],
         ) from error
     return model
 

@@ -1,7 +1,7 @@
 """Fake quantization of activations: a grid from a range, and what each phase does with a value.
 
 Training runs on moving averages of each batch's minimum and maximum (Jacob et al., CVPR 2018). Evaluation rounds half to even,
-because XNNPACK does: it adds a large number and takes it away again. Export marks values for the writer.
+because XNNPACK does: it adds a large number and takes it away again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from paring.compress.straight import through
 from paring.grids import LEVELS
 
-_SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
+SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
 
 
 def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
@@ -26,8 +27,8 @@ def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
     """
     low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
     if bits == 16:
-        return ops.maximum(ops.maximum(-low, high), _SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
-    scale = ops.maximum(high - low, _SMALLEST) / 255
+        return ops.maximum(ops.maximum(-low, high), SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
+    scale = ops.maximum(high - low, SMALLEST) / 255
     return scale, ops.floor(-low / scale + 0.5)
 
 
@@ -57,24 +58,4 @@ def _rounded(x: Any, scale: Any, least: Any, most: Any) -> Any:
     inside = ops.clip(ops.cast(x, "float32"), least, most)
     codes = inside / scale
     # Gradients of codes * scale: to x straight through, to the scale by what rounding leaves (Esser et al., ICLR 2020).
-    return ops.cast((codes + ops.stop_gradient(ops.round(codes) - codes)) * scale, x.dtype)
-
-
-def annotate(x: Any, low: float, high: float, bits: int) -> Any:
-    """Marks a value in an exported graph, on TensorFlow: the converter leaves a pair of QUANTIZE and DEQUANTIZE there.
-
-    The pair has 8 bits in any case; for 16 its range is chosen so that the symmetric range of 16 bits can be read off exactly.
-    """
-    import numpy as np
-    import tensorflow as tf
-
-    low, high = min(low, 0.0), max(high, 0.0)
-    if bits == 16:
-        step = np.float32(max(-low, high, _SMALLEST)) / np.float32(128)
-        least, most = -128 * step, 127 * step
-    else:
-        step = np.float32(max(np.float32(high) - np.float32(low), _SMALLEST)) / np.float32(255)
-        zero = np.floor(np.float32(-low) / step + np.float32(0.5))
-        least, most = -zero * step, (255 - zero) * step
-    marked = tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), float(least), float(most))
-    return tf.cast(marked, x.dtype)
+    return ops.cast(through(ops, ops.round(codes), codes) * scale, x.dtype)

@@ -45,9 +45,11 @@ class Rehearsal:
         self.algorithm, self.context, self.keras = algorithm, context, keras
         extras = algorithm.variables(weight, context)
         for name, extra in extras.items():
-            assert isinstance(extra.value, np.ndarray), f"the variable {name} starts with {type(extra.value).__name__}, not an array"
+            assert isinstance(extra.value, np.ndarray), (
+                f"the variable {name} starts with {type(extra.value).__name__}, not an array"
+            )
 
-        class Shown(keras.layers.Layer):  # type: ignore[misc]
+        class Shown(keras.layers.Layer):
             def __init__(self) -> None:
                 super().__init__()
                 held = keras.initializers.Constant
@@ -68,11 +70,15 @@ class Rehearsal:
                 if training:
                     for name, new in algorithm.update(ops, ops.stop_gradient(raw), now, step, context).items():
                         assert name in now, f"update gives {name!r}, which is none of its variables"
-                        assert tuple(new.shape) == tuple(now[name].shape), f"update gives {name} another shape: {new.shape}"
+                        assert tuple(new.shape) == tuple(now[name].shape), (
+                            f"update gives {name} another shape: {new.shape}"
+                        )
                         now[name] = ops.stop_gradient(ops.cast(new, now[name].dtype))
                         self.extras[name].assign(now[name])
                 shown = algorithm.project(ops, raw, now, step, context)
-                assert tuple(shown.shape) == weight.shape, f"project gives shape {tuple(shown.shape)}, not {weight.shape}"
+                assert tuple(shown.shape) == weight.shape, (
+                    f"project gives shape {tuple(shown.shape)}, not {weight.shape}"
+                )
                 return ops.expand_dims(shown, 0) + 0.0 * ops.reshape(x, (1, 1, 1))
 
         self.layer = Shown()
@@ -102,7 +108,11 @@ class Rehearsal:
         numpy = self.keras.ops.convert_to_numpy
         found = np.array(self.model.predict_on_batch(np.zeros((1, 1), np.float32))[0])
         factors = self.algorithm.factors(
-            self.keras.ops, self.keras.ops.convert_to_tensor(self.layer.raw), self.extras, np.float32(np.inf), self.context
+            self.keras.ops,
+            self.keras.ops.convert_to_tensor(self.layer.raw),
+            self.extras,
+            np.float32(np.inf),
+            self.context,
         )
         return found, None if factors is None else (np.array(numpy(factors[0])), np.array(numpy(factors[1])))
 
@@ -140,7 +150,9 @@ def _training(algorithm: Algorithm) -> str:
         # Compiled differently, sums may be rounded differently, and a weight between two codes may take the other.
         other, _ = trained(algorithm, weight, context, jit=True).finished()
         apart = float(np.mean(np.abs(other - found) > 1e-3 * np.abs(weight).max()))
-        assert apart < 0.05, f"compiled in another way it trains {100 * apart:.0f} % of the weights to other values ({name})"
+        assert apart < 0.05, (
+            f"compiled in another way it trains {100 * apart:.0f} % of the weights to other values ({name})"
+        )
         once = algorithm.decode(algorithm.encode(found, context))
         limit = CLOSE * float(np.abs(found).max())
         worst = float(np.abs(once - found).max())
@@ -177,7 +189,9 @@ def _gradients(algorithm: Algorithm) -> str:
                     "or set trains_weight = False"
                 )
             else:
-                assert moved, f"no gradient reaches the variable {variable.name} ({name}). Use it in project, or do not train it"
+                assert moved, (
+                    f"no gradient reaches the variable {variable.name} ({name}). Use it in project, or do not train it"
+                )
     return said
 
 
@@ -191,7 +205,9 @@ def _large(algorithm: Algorithm) -> str:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     one.train(STEPS[-1], weight)
     times = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / weight.nbytes
-    assert times <= MEMORY, f"a training step takes {times:.0f} times the memory of a large weight, not at most {MEMORY}"
+    assert times <= MEMORY, (
+        f"a training step takes {times:.0f} times the memory of a large weight, not at most {MEMORY}"
+    )
     return f"{times:.0f} times the weight"
 
 

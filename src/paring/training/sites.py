@@ -7,7 +7,7 @@ concatenation has one grid for all; softmax, sigmoid and tanh have fixed ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,8 +25,10 @@ _KEEP = {
     "Transpose", "GetItem", "Split", "Slice", "Pad", "BroadcastTo", "Repeat", "Tile", "Flip", "Roll", "Swapaxes", "Moveaxis",
     "StopGradient", "MaxPool", "Ravel", "Unstack", "DropPath", "Cast", "Copy", "Take", "DepthToSpace", "SpaceToDepth",
 }  # fmt: skip
-_SAME = {"AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool", "UpSampling1D", "UpSampling2D", "UpSampling3D",
-         "Resizing", "Resize"}  # fmt: skip
+_SAME = {
+    "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool", "UpSampling1D", "UpSampling2D", "UpSampling3D",
+    "Resizing", "Resize",
+}  # fmt: skip
 _JOINED = {"Concatenate", "Stack", "Hstack", "Vstack"}
 _FUSES = {*LINEAR, "BatchNormalization", "Add", "Subtract", "Multiply"} - {"SeparableConv1D"}
 _FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
@@ -73,6 +75,8 @@ class Sites:
       folded: The batch normalization that folds into a linear operation.
       alone: Batch normalizations that fold into nothing, with the grid that they read.
       entries: What a layer reads that no graph shows.
+      then: The operation that fuses into another one.
+      added: The grids of what an addition reads.
     """
 
     inputs: dict[int, Site] = field(default_factory=dict)
@@ -83,6 +87,15 @@ class Sites:
     folded: dict[Any, Any] = field(default_factory=dict)
     alone: dict[Any, Site | None] = field(default_factory=dict)
     entries: dict[Any, Site] = field(default_factory=dict)
+    then: dict[Any, Any] = field(default_factory=dict)
+    added: dict[Any, tuple[Site, ...]] = field(default_factory=dict)
+
+    def sink(self, op: Any) -> Site | None:
+        """The grid that the kernel of an operation writes, behind all that fuses into it."""
+        while op in self.then:
+            op = self.then[op]
+        found = self.outputs.get(op)
+        return found[0] if found and op not in self.before and activation_of(op) in _PLAIN else None
 
     def all(self) -> list[Site]:
         """Every site that has a range of its own, once, in a fixed order."""
@@ -130,7 +143,12 @@ def place(
 
 class _Placer:
     def __init__(
-        self, nodes: Sequence[Any], inputs: Sequence[int], outputs: Sequence[int], reals: set[int], bits: Callable[[Any], int]
+        self,
+        nodes: Sequence[Any],
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        reals: set[int],
+        bits: Callable[[Any], int],
     ) -> None:
         self.nodes, self.entries, self.exits, self.reals, self.bits = nodes, inputs, set(outputs), reals, bits
         self.users: dict[int, list[Any]] = {}
@@ -164,6 +182,9 @@ class _Placer:
         if name in LINEAR:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
+        read = [self.at.get(v) for v in node.inputs]
+        if name == "Add" and len(read) == 2 and self.times[op] == 1 and all(read):
+            self.found.added[op] = tuple(s for s in read if s is not None)
         if name in _KEEP or (name == "Activation" and activation == "linear"):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
@@ -172,10 +193,11 @@ class _Placer:
         if name == "BatchNormalization" and op not in self.taken:
             self.found.alone[op] = first
         if name in LINEAR and activation == "linear" and follower is not None and _normalizes(follower, op):
-            self.found.folded[op] = follower
+            self.found.folded[op] = self.found.then[op] = follower
             self.taken.add(follower)
             return
         if name in _FUSES and activation == "linear" and follower is not None and _fused(follower):
+            self.found.then[op] = follower
             return
         wide = self.width(value, op)
         if not wide or value not in self.reals:
@@ -217,7 +239,7 @@ class _Placer:
 
 
 def _normalizes(follower: Any, op: Any) -> bool:
-    if name_of(follower) != "BatchNormalization" or name_of(op) == "Dense" and getattr(op, "lora_enabled", False):
+    if name_of(follower) != "BatchNormalization" or getattr(op, "lora_enabled", False):
         return False
     return follower.axis in (-1, getattr(op, "rank", 0) + 1) or name_of(op) in ("Dense", "EinsumDense")
 
@@ -228,5 +250,3 @@ def _fused(follower: Any) -> bool:
 
 def _fixed(activation: str, bits: int) -> tuple[float, float] | None:
     return None if activation not in _FIXED else _FIXED[activation] if bits == 8 else _FIXED_16
-
-

@@ -1,4 +1,4 @@
-"""What an attached model carries: one layer that holds every variable of it, and the recipe, and goes into the `.keras` file."""
+"""What an attached model carries: one layer with every variable of it, and the recipe; it goes into the `.keras` file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class State(keras.layers.Layer):
         self._named: dict[str, Any] = {}
         self.built = True
 
-    def add(self, name: str, value: np.ndarray, *, trainable: bool = False, aggregation: str = "only_first_replica") -> Any:
+    def add(
+        self, name: str, value: np.ndarray, *, trainable: bool = False, aggregation: str = "only_first_replica"
+    ) -> Any:
         """A new variable; `aggregation` says what becomes of it where several replicas write it."""
         variable = self.add_weight(
             shape=value.shape, dtype=str(value.dtype), trainable=trainable, initializer=lambda *_, **__: value,

@@ -61,7 +61,7 @@ class View:
     """A functional graph over the sublayers of one layer, called as the layer's `call` is."""
 
     def __init__(self, layer: Any, inputs: list[Any], outputs: Any, structure: Any) -> None:
-        """Remembers how the traced call looked; `inputs` are its tensors, `structure` its arguments with True in their places."""
+        """Remembers how the traced call looked: its tensors, and its arguments with True in their places."""
         self.graph = keras.Model(inputs, outputs)
         self.original = layer.call
         self.structure = structure

@@ -15,10 +15,12 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from paring.compress.base import Algorithm, Context
 from paring.compress.encodings import FORMS
 from paring.compress.quantize import Quantize
+from paring.compress.straight import through
 from paring.training.layouts import Part
 
 _SMALLEST = 5e-7  # the range of a row of zeros, as in `compress.quantize`
 _BIAS_MAX = float(2**30)
+_EXACT = float(2**24)  # float32 holds all integers below
 
 
 @dataclass(eq=False)
@@ -102,6 +104,38 @@ class Compressed:
                 shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
         return shown, None
 
+    def codes(self, scale: Any) -> tuple[list[tuple[Any, Any]], Any, Any] | None:
+        """The deployed form in integers, held in float32 in which their sums are exact up to 2^24.
+
+        Args:
+          scale: The step of the grid on which the layer reads its input.
+
+        Returns:
+          Variables with their values, what is to be added to the result (None for nothing), and the real size of one unit of
+          the result, float32 [outputs]; None where the layer has no such form.
+        """
+        if len(self.targets) != 1 or not self.quantized:
+            return None
+        (target,) = self.targets
+        assert target.quantize is not None
+        with AutocastScope(None):
+            matrix = target.matrix(training=False, step=None)
+            matrix, bias = self._deployed(target, matrix, scale)
+            steps = _steps(matrix, FORMS[target.quantize.weights].high)
+            whole = matrix / ops.reshape(steps, (-1, 1))
+            shown = [(target.part.variable, target.weight(through(ops, ops.round(whole), whole)))]
+            unit = scale * steps
+            if bias is None:
+                return shown, None, unit
+            times = int(bias.shape[0]) // int(unit.shape[0])
+            unit = ops.tile(unit, (times,)) if times > 1 else unit
+            bias = bias / unit
+            bias = through(ops, ops.where(ops.abs(bias) < _EXACT, ops.round(bias), bias), bias)
+            if self.bias is None:
+                return shown, bias, unit
+            shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
+        return shown, None, unit
+
     def _deployed(self, target: Target, matrix: Any, scale: Any) -> tuple[Any, Any]:
         """Batch normalization folded, and the bias on the grid of the product: what the integer kernel computes."""
         bias = None if self.bias is None else ops.reshape(ops.cast(ops.convert_to_tensor(self.bias), "float32"), (-1,))
@@ -133,11 +167,16 @@ def on_grid(bias: Any, scale: Any, matrix: Any, high: int) -> Any:
       matrix: The weights, float32 [outputs, inputs]; their scale is that of the writer.
       high: Largest code of a weight.
     """
-    steps = ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1), _SMALLEST) / high
+    steps = _steps(matrix, high)
     times = int(bias.shape[0]) // int(steps.shape[0])
     unit = ops.stop_gradient(scale) * (ops.tile(steps, (times,)) if times > 1 else steps)
     unit = ops.maximum(unit, ops.abs(ops.stop_gradient(bias)) / _BIAS_MAX)
-    return bias + ops.stop_gradient(ops.round(bias / unit) * unit - bias)
+    return through(ops, ops.round(bias / unit) * unit, bias)
+
+
+def _steps(matrix: Any, high: int) -> Any:
+    """The scale of each row as the writer finds it, float32 [outputs]."""
+    return ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1), _SMALLEST) / high
 
 
 @contextmanager
