@@ -24,9 +24,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from paring import Recipe
+from paring import Recipe, attach, export
 from paring.formats.convert import to_tflite
-from paring.training import attach, export
 
 Settings = Mapping[str, Any]
 INT8: Settings = {"quantize": {"weights": "int8", "activations": "int8"}}
