@@ -33,9 +33,9 @@ INT4: Settings = {"quantize": {"weights": "int4", "activations": "int8"}}
 
 
 def sparsify(share: float) -> Settings:
-    """Single weights, rising over the first half of the stage that tfmot's twin gives to pruning."""
+    """Single weights, one threshold for all layers, rising over the first 0.3 of the steps as in tfmot's twin (PQAT)."""
     rise = {"schedule": "polynomial", "start": 0.0, "end": 0.3, "unit": "fraction", "every": 10}
-    return {"sparsify": {"sparsity": share, "pattern": "unstructured", **rise}}
+    return {"sparsify": {"sparsity": share, "pattern": "unstructured", "allocation": "global", **rise}}
 
 
 CLUSTER: Settings = {"cluster": {"clusters": 16, "granularity": "channel", "start": 0.4, "unit": "fraction"}}
@@ -123,8 +123,8 @@ def promises(figure: figures.Figures, name: str, rows: list[dict[str, Any]]) -> 
     """What the recipe promised, looked up in every file."""
     if "sparse" in name:
         share = 0.8 if "80" in name else 0.5
-        worst = min(row["least_zeros"] for row in rows)
-        figure.at_least(f"{name}: zeros in the layer with the fewest, worst file", worst, share - 0.005)
+        worst = min(row["zeros"] for row in rows)
+        figure.at_least(f"{name}: zeros among all weights, worst file", worst, share - 0.001)
     if "clusters" in name:
         figure.at_most(f"{name}: distinct integers in an output channel", max(row["distinct"] for row in rows), 16)
     if "int4" in name:
@@ -169,7 +169,8 @@ def main() -> int:
     for name, most in MOST_LOST.items():
         if name in found and "float" in found:
             figure.at_least(f"{name}: points over the float twin", losses[name], -most)
-        promises(figure, name, found.get(name, []))
+        if name in found:
+            promises(figure, name, found[name])
     compare(figure, found, figures.REPOSITORY / "docs" / "figures" / "tfmot.json")
     if args.rounds:
         for mode, jit in (("graph mode", False), ("jit_compile=True", True)):
