@@ -100,7 +100,7 @@ def promised(name: str, model: keras.Model) -> None:
 
 def trained(name: str, model: keras.Model, steps: int) -> None:
     """What must hold behind training: the schedule followed, zeros in the raw weights, the deployed form as finalized."""
-    x, y = samples()
+    x, _ = samples()
     if name in ("prune", "chain"):
         near_half(share(model))
     for value in model.get_weights():
@@ -119,7 +119,9 @@ def trained(name: str, model: keras.Model, steps: int) -> None:
 # -- fit ---------------------------------------------------------------------------------------------------------------
 
 
-def _fit(name: str, *, dtype: str = "float32", epochs: int = 3, steps: int = 3 * BATCHES, **options: Any) -> list[float]:
+def _fit(
+    name: str, *, dtype: str = "float32", epochs: int = 3, steps: int = 3 * BATCHES, **options: Any
+) -> list[float]:
     x, _ = samples()
     model = compiled(network(dtype), **options)
     shape = [w.shape for w in model.get_weights()]
@@ -329,7 +331,12 @@ def _resumed(name: str) -> None:
     if name in ("prune", "chain"):
         assert abs(share(again) - share(model)) == 0 < share(again)
     for one, other in zip(model.variables, again.variables, strict=True):
-        assert np.array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other)), (one.path, other.path, one, other)
+        assert np.array_equal(ops.convert_to_numpy(one), ops.convert_to_numpy(other)), (
+            one.path,
+            other.path,
+            one,
+            other,
+        )
     assert np.array_equal(model.predict(x, verbose=0), again.predict(x, verbose=0))
     found += fitted(again, 4, initial=2)
     assert np.allclose(found, wanted, rtol=1e-5), (found, wanted)

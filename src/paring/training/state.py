@@ -38,7 +38,8 @@ class State(keras.layers.Layer):
         """A new variable; `aggregation` says what becomes of it where several replicas write it."""
         variable = self.add_weight(
             shape=value.shape, dtype=str(value.dtype), trainable=trainable, initializer=lambda *_, **__: value,
-            name=f"{re.sub('[^A-Za-z0-9_]', '_', name)}_{len(self._named)}", aggregation="mean" if trainable else aggregation, autocast=False,
+            name=f"{re.sub('[^A-Za-z0-9_]', '_', name)}_{len(self._named)}", autocast=False,
+            aggregation="mean" if trainable else aggregation,
         )  # fmt: skip
         self._named[name] = variable
         return variable
@@ -66,7 +67,7 @@ class State(keras.layers.Layer):
         return hidden
 
     def save_own_variables(self, store: Any) -> None:
-        """By name, so that a file can be held against the model; with the states of random generators, which Keras leaves out."""
+        """By name, to hold a file against the model; with the states of random generators, which Keras leaves out."""
         for name, variable in self._stored().items():
             store[name.replace("/", "|")] = np.asarray(keras.ops.convert_to_numpy(variable))
 
