@@ -1,4 +1,4 @@
-"""Makes docs/performance.md, and a table of docs/comparison.md, from docs/figures: `python benchmarks/pages.py`."""
+"""Makes docs/performance.md, docs/coverage.md and a table of docs/comparison.md from the results in docs/figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,23 @@ PAGE = REPOSITORY / "docs" / "performance.md"
 COMPARISON = REPOSITORY / "docs" / "comparison.md"
 SCRIPTS = {"tfmot": "tfmot_twin"}  # where the script is not called as its results
 START, END = "<!-- made by benchmarks/pages.py: training -->", "<!-- end -->"
+COVERED = FIGURES / "coverage.json"
+COVERAGE = REPOSITORY / "docs" / "coverage.md"
 HEAD = """# Performance, measured
 
 Made by `benchmarks/pages.py` from `docs/figures/*.json`, which the scripts in `benchmarks/` write
 (`--write`). Peers are measured beside us in the same run. Times on a shared two-core machine: read the ratios.
+"""
+
+COVERAGE_HEAD = """# Which models train compressed
+
+Made by `benchmarks/pages.py` from `docs/figures/coverage.json`, which `benchmarks/coverage.py` writes. One small model per
+family, with random weights and random data: what is shown is that every step works, not how accurate the result is.
+
+Each pair of model and technique runs in a process of its own: `attach`, three training steps, saving, loading and training
+on, `export`, and int8 inference on default kernels. **QAT** is int8 in training; **pruning** (half of the weights zero) and
+**clustering** (16 values per output channel) are exported as float and then quantized to int8; the **chain** is all three in
+one recipe. Zeros and distinct values are counted in the written int8 file. Figures in cells are seconds.
 """
 
 
@@ -59,6 +72,46 @@ def section(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def coverage(found: dict[str, Any]) -> str:
+    """The page of families and techniques."""
+    rows: list[dict[str, Any]] = found["rows"]
+    techniques = list(dict.fromkeys(row["technique"] for row in rows))
+    parts = [COVERAGE_HEAD, ", ".join(f"{k} {v}" for k, v in found["environment"].items() if k != "commit")]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines = []
+        for family in dict.fromkeys(row["family"] for row in rows if row["group"] == group):
+            own = {row["technique"]: row for row in rows if row["family"] == family and row["group"] == group}
+            cells = {
+                t: (f"{own[t]['seconds']}" if own[t]["result"] == "worked" else "**no**")
+                for t in techniques
+                if t in own
+            }
+            whole = own.get("qat") or next(iter(own.values()))
+            floats = ", ".join(f"{count} {name}" for name, count in _floats(whole).items())
+            lines.append(
+                {"": family, "parameters": whole.get("parameters", ""), **cells, "integer operators": whole.get("integer", ""),
+                 "float operators": floats or ("none" if "float" in whole else "")}
+            )  # fmt: skip
+        parts += [f"## {group}", table(lines)]
+    worked = sum(row["result"] == "worked" for row in rows)
+    parts += ["## What did not work", f"{worked} of {len(rows)} worked."]
+    parts += [f"- {r['family']}, {r['technique']}: {r['result']}" for r in rows if r["result"] != "worked"]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for entry in row.get("float", ()):
+            told = reasons.setdefault(f"{entry['operator']}: {entry['why']}", [])
+            told += [row["family"]] if row["family"] not in told else []
+    parts += ["## Why operators stay float", *(f"- {why} ({', '.join(told)})" for why, told in sorted(reasons.items()))]
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+
+
+def _floats(row: dict[str, Any]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for entry in row.get("float", ()):
+        found[entry["operator"]] = found.get(entry["operator"], 0) + entry["count"]
+    return found
+
+
 def training(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """Fine-tuned models and the cost of a step, paring beside tfmot."""
     means, costs = "ResNet8, mean of the seeds", "cost of a training step over float, "
@@ -97,9 +150,13 @@ def main() -> None:
         COMPARISON.write_text(
             f"{head}{START}\n\n{training(ours, theirs)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
         )
-    pages = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("*.json"))]
+    paths = [path for path in sorted(FIGURES.glob("*.json")) if path != COVERED]
+    pages = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     PAGE.write_text(HEAD + "\n" + "\n\n".join(section(found) for found in pages) + "\n", encoding="utf-8")
     print(f"wrote {PAGE.relative_to(REPOSITORY)} from {len(pages)} files")
+    if COVERED.is_file():
+        COVERAGE.write_text(coverage(json.loads(COVERED.read_text(encoding="utf-8"))), encoding="utf-8")
+        print(f"wrote {COVERAGE.relative_to(REPOSITORY)}")
 
 
 if __name__ == "__main__":

@@ -126,8 +126,9 @@ def samples() -> Iterator[tuple[str, np.ndarray, Context]]:
 
 def pairs(algorithm: Algorithm) -> Iterator[tuple[str, Chain]]:
     """The algorithm behind and before each built-in one, but those of its own kind."""
+    kinds = {type(stage) for stage in (algorithm.stages if isinstance(algorithm, Chain) else (algorithm,))}
     for other in BUILT_IN:
-        if type(other) is not type(algorithm):
+        if type(other) not in kinds:
             yield f"behind {type(other).__name__}", chain(other, algorithm)
             yield f"before {type(other).__name__}", chain(algorithm, other)
 
@@ -200,7 +201,10 @@ def _round_trip(algorithm: Algorithm) -> str:
 
 def _same_twice(algorithm: Algorithm) -> str:
     for _, weight, context in samples():
-        one, two = (algorithm.encode(weight.copy(), context) for _ in range(2))
+        try:
+            one, two = (algorithm.encode(weight.copy(), context) for _ in range(2))
+        except InputError:  # said by the check before
+            continue
         assert np.array_equal(one.values, two.values), (
             "encode gives different values twice. Draw from a seeded generator"
         )

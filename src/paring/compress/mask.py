@@ -98,7 +98,9 @@ def _sets(ops: Any, pattern: Pattern, score: Any, share: Any) -> Any:
     stays = _rank(ops, sets) >= ops.convert_to_tensor(pattern.of - keep)
     loss = ops.sum(ops.where(stays, 0.0, ops.maximum(sets, 0.0)), axis=-1)
     flat = ops.reshape(loss, (-1,))
-    obey = ops.round(share / float(1 - pattern.keep / pattern.of) * float(outputs * taps * number))
+    # Sets that obey already lose nothing and come first; those that always do, being small, are no part of the share.
+    small = outputs * taps * int(keep[-1, 0] >= pattern.of - rest)
+    obey = small + ops.round(share / float(1 - pattern.keep / pattern.of) * float(outputs * taps * number - small))
     obeys = ops.reshape(ops.cast(_rank(ops, flat), "float32") < obey, (outputs, taps, number, 1))
     kept = ops.cast(ops.logical_or(stays, ops.logical_not(obeys)), "float32")
     return ops.reshape(kept, (outputs, taps, number * pattern.of))[:, :, :inputs]

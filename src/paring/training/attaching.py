@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,6 +53,7 @@ def attach(
     optimizer: Any = None,
     momentum: float = MOMENTUM,
     strict: bool = False,
+    paths: Sequence[str] | None = None,
 ) -> Attachment:
     """Puts a recipe to work in a live Keras 3 model, in place: no wrapper, no clone, names and summary unchanged.
 
@@ -71,6 +72,7 @@ def attach(
       optimizer: The Keras optimizer of a training loop of your own; `compile` makes it known by itself.
       momentum: Of the moving averages that activation ranges are.
       strict: Refuse to leave a weight or activation float.
+      paths: How the operations were called when the model was saved; names that Keras makes up are others after loading.
 
     Returns:
       The attachment: `rows` says what became of each operation; `advance()` is for loops without a Keras optimizer.
@@ -85,8 +87,11 @@ def attach(
     first, batches = _batches(data)
     found = trace(model, first)
     places = _places(model, found)
-    _match(places, chosen)
+    _name(places, paths, model)
     by_op = {p.op: p for p in places}
+    for node in found.nodes:
+        node.path = by_op[node.op].path
+    _match(places, chosen)
     sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
     _leaf_sites(places, found, sites)
     plans = _algorithms(places, steps_per_epoch, epochs)
@@ -105,6 +110,7 @@ def attach(
     state = State()
     state.settings = {
         "version": 1, "recipe": chosen.to_data(), "steps_per_epoch": steps_per_epoch, "epochs": epochs, "momentum": momentum,
+        "paths": [p.path for p in places],
     }  # fmt: skip
     state.add("step", np.zeros((), np.float32))
     learned = any(p.quantize is not None and getattr(p.quantize, "learned", False) for p in places)
@@ -116,7 +122,7 @@ def attach(
     for number, p in enumerate((p for p in places if p.rule is not None), 1):
         attachment.labels[p.op] = number
         attachment.settings[number] = p
-    setattr(model, ATTRIBUTE, state)
+    _own(model, state)
     state.attachment = attachment
     try:
         _patch(attachment, found, places, compressed)
@@ -174,8 +180,24 @@ def detach(model: Any) -> None:
     for undo in reversed(attachment.undo):
         undo()
     attachment.undo.clear()
+    for optimizer in (attachment.optimizer, getattr(model, "optimizer", None)):
+        backends.refit_optimizer(optimizer, ())
     delattr(model, ATTRIBUTE)
+    model._tracker.untrack(attachment.state)  # which deleting a layer forgets
+    backends.renew_parameters(model)
     attachment.forget()
+
+
+def _own(model: Any, state: State) -> None:
+    """Makes the state an attribute of a model, also of a subclassed one, which takes none any more once it is built."""
+    tracker = model._tracker
+    locked = tracker.locked
+    tracker.unlock()
+    try:
+        setattr(model, ATTRIBUTE, state)
+    finally:
+        if locked:
+            tracker.lock()
 
 
 # -- what there is ---------------------------------------------------------------------------------------------------
@@ -192,7 +214,8 @@ def _check(model: Any) -> None:
             "a recipe is attached already", where=f"model {model.name}", expected="a plain model",
             todo="Put all stages into one recipe, or call paring.finalize(model) first",
         )  # fmt: skip
-    unbuilt = [layer.name for layer in model._flatten_layers() if not layer.built]
+    graph = hasattr(model, "_nodes_by_depth")  # what is not built there is not called
+    unbuilt = [layer.name for layer in model._flatten_layers() if not layer.built and not graph]
     if not model.built or unbuilt:
         raise InputError(
             "the model is not built", where=f"model {model.name}", expected="layers with weights",
@@ -248,6 +271,19 @@ def _paths(layer: Any, prefix: str) -> Iterator[tuple[Any, str]]:
         path = f"{prefix}{inner.name}"
         yield inner, path
         yield from _paths(inner, f"{path}/")
+
+
+def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
+    """Gives the operations the names that they had; their order is that of the model's code."""
+    if paths is None or {p.path for p in places} == set(paths):
+        return
+    if len(paths) != len(places):
+        raise InputError(
+            "cannot load what the recipe trained", where=f"model {model.name}", expected=f"{len(paths)} operations, as it was saved",
+            got=str(len(places)), todo="Load it with the code that it was saved with",
+        )  # fmt: skip
+    for p, path in zip(places, paths, strict=True):
+        p.path = path
 
 
 def _match(places: list[Place], recipe: Recipe) -> None:
@@ -341,8 +377,11 @@ def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: 
     targets = []
     for part, algorithm, context in chosen:
         weight = np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
+        path = f"{p.path}/{part.variable.name}"  # a variable's own path is another one in a loaded model
+        if any(name.startswith(f"{path}/") for name in state.named):
+            path += f"#{len(targets)}"
         extras = {
-            name: state.add(f"{part.variable.path}/{name}", extra.value, trainable=extra.trainable)
+            name: state.add(f"{path}/{name}", extra.value, trainable=extra.trainable)
             for name, extra in algorithm.variables(weight, context).items()
         }
         quantize = p.quantize if p.quantize is not None and p.quantize.weights in _INTEGER else None
@@ -360,7 +399,16 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
     norms = set(sites.folded.values()) | set(sites.alone)
     for p in places:
         op = p.op
-        touched = (compressed, sites.outputs, sites.inside, sites.before, sites.entries, sites.added, norms, attachment.labels)
+        touched = (
+            compressed,
+            sites.outputs,
+            sites.inside,
+            sites.before,
+            sites.entries,
+            sites.added,
+            norms,
+            attachment.labels,
+        )
         if any(op in group for group in touched):
             calls.patch(attachment, op, compressed.get(op))
     for layer, view in found.views.items():
@@ -368,12 +416,24 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
             calls.replace(attachment, layer, "call", view)
     calls.patch_model(attachment, whole if whole is not None else model.call)
     backends.follow(attachment)
+    for optimizer in (attachment.optimizer, getattr(model, "optimizer", None)):
+        backends.refit_optimizer(optimizer, attachment.state.trainable_variables)
+    backends.store_apart(attachment)
+    backends.renew_parameters(model)
+    attachment.forget()
 
 
 def _calibrate(attachment: Attachment, batches: Any, by_op: dict[Any, Place]) -> None:
     with attachment.working(CALIBRATE):
         for batch in batches:
-            attachment.model(batch, training=False)
+            try:
+                attachment.model(batch, training=False)
+            except (ValueError, TypeError) as error:
+                shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", type(x).__name__), batch)
+                raise InputError(
+                    "cannot calibrate", where=f"model {attachment.model.name}", expected="batches as the model takes them",
+                    got=str(shapes), todo=str(error).strip().splitlines()[0][:300],
+                ) from error  # fmt: skip
     settings = [p.quantize for p in by_op.values() if p.quantize is not None and p.quantize.static]
     how = settings[0]
     attachment.calibrated(lambda site: (how.range, how.percentile))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +84,37 @@ class Attachment:
         for variable, hold in self.holds:
             variable.assign(hold(variable))
 
+    def stateless_advance(
+        self, trainable: Sequence[Any], non_trainable: Sequence[Any], steps: int = 1
+    ) -> tuple[list[Any], list[Any]]:
+        """`advance` as a pure function, for compiled loops around `model.stateless_call`: call it behind the optimizer's step.
+
+        Args:
+          trainable: Values of `model.trainable_variables`.
+          non_trainable: Values of `model.non_trainable_variables`.
+          steps: How many steps were made.
+
+        Returns:
+          Both lists, with the counter moved on and pruned weights at zero.
+        """
+        return self.carried(trainable, non_trainable, lambda step: step + float(steps))
+
+    def carried(
+        self, trainable: Sequence[Any], non_trainable: Sequence[Any], count: Callable[[Any], Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """Values of the model's variables behind a step, with the counter as `count` makes it of the one before."""
+        trained, others = list(trainable), list(non_trainable)
+        counter = _place(self.model.non_trainable_variables, self.state.named["step"])
+        others[counter] = count(others[counter])
+        mapping = [*zip(self.model.trainable_variables, trained, strict=True)]
+        mapping += zip(self.model.non_trainable_variables, others, strict=True)
+        places = {id(v): n for n, v in enumerate(self.model.trainable_variables)}
+        with keras.StatelessScope(mapping):
+            for variable, hold in self.holds:
+                if (place := places.get(id(variable))) is not None:
+                    trained[place] = hold(trained[place])
+        return trained, others
+
     def step(self) -> Any:
         """The steps so far, float32 scalar: those of the optimizer where there is one."""
         optimizer = self.optimizer or getattr(self.model, "optimizer", None)
@@ -94,9 +125,14 @@ class Attachment:
     # -- phases ----------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def phase(self) -> Iterator[None]:
-        """Around the call of the whole model: whether it trains is asked here, for layers inside may say otherwise."""
-        self._phase.append(_context())
+    def phase(self, training: bool | None) -> Iterator[None]:
+        """Around the call of the whole model: whether it trains is asked here, for layers inside may say otherwise.
+
+        Args:
+          training: What `call` was told. None: what Keras knows of the running call, of which nothing is known where `call` was
+            called directly, as `stateless_call` does.
+        """
+        self._phase.append(_context() if training is None else bool(training))
         try:
             yield
         finally:
@@ -123,7 +159,9 @@ class Attachment:
     @contextmanager
     def annotating(self) -> Iterator[None]:
         """The model as it is exported: sites are marked, weights are constants."""
-        self.frozen = {site: self.range(site) for site in self.sites.all()}
+        for site in self.sites.all():
+            self.range(site)
+            self.frozen[site] = self._frozen_grid(site)
         for layer, compressed in self.compressed.items():
             shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
             constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
@@ -131,6 +169,17 @@ class Attachment:
         with self.working(ANNOTATE):
             yield
         self.frozen = {}
+
+    def _frozen_grid(self, site: Site) -> tuple[float, float]:
+        if site in self.frozen:
+            return self.frozen[site]
+        if site.fixed is not None and site.bits == 8:
+            return (site.fixed[1] - site.fixed[0]) / 255, -site.fixed[0] * 255 / (site.fixed[1] - site.fixed[0])
+        if site.fixed is not None:
+            return site.fixed[1] / 32767, 0.0
+        found = self.grid(site)
+        assert found is not None
+        return float(ops.convert_to_numpy(found[0])), float(ops.convert_to_numpy(found[1]))
 
     def source(self, layer: Any) -> Site | None:
         """The site of what meets the weights that are added up with a layer's bias."""
@@ -161,8 +210,7 @@ class Attachment:
         if self.mode == ANNOTATE:
             from paring.training import marks  # TensorFlow: only where a model is exported
 
-            low, high = site.fixed or self.frozen[site]
-            return marks.annotate(x, low, high, site.bits)
+            return marks.annotate(x, *self._frozen_grid(site), site.bits)
         if site.fixed is not None:
             low, high = (ops.convert_to_tensor(v, "float32") for v in site.fixed)
             return (ranges.train if self.training else ranges.evaluate)(x, low, high, site.bits)
@@ -193,7 +241,7 @@ class Attachment:
         else:
             now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
             low, high = now[0], now[1]
-        return ranges.grid(low, high, site.bits)
+        return ranges.exact_grid(low, high, site.bits)
 
     def range(self, site: Site) -> tuple[float, float]:
         """The range of a site as it is now.
@@ -237,3 +285,7 @@ class Attachment:
 def _context() -> bool:
     found = global_state.get_global_attribute("current_call_ctx")
     return bool(found.get_value("training")) if found is not None else False
+
+
+def _place(variables: Sequence[Any], wanted: Any) -> int:
+    return next(n for n, v in enumerate(variables) if v is wanted)

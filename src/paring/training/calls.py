@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -14,7 +15,7 @@ from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import ACTIVE, LINEAR, Site, activation_of
-from paring.training.weights import Compressed, folding, on_grid, showing
+from paring.training.weights import Compressed, folding, on_grid, regrid, showing
 
 Call = Callable[..., Any]
 _BIG = 1e9
@@ -37,13 +38,29 @@ def patch_model(attachment: Attachment, call: Call) -> None:
     """The whole model: asks for the phase, and quantizes what comes in."""
     found = attachment.sites.inputs
 
+    names = list(inspect.signature(attachment.model.call).parameters)
+    place = names.index("training") - 1 if "training" in names else None
+
     def whole(inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        with attachment.phase():
+        training = args[place] if place is not None and place < len(args) else kwargs.get("training")
+        with attachment.phase(training):
             flat = keras.tree.flatten(inputs)
-            flat = [attachment.at(found.get(n), x) if n in found else x for n, x in enumerate(flat)]
+            flat = [attachment.at(found[n], _tensor(x)) if n in found else x for n, x in enumerate(flat)]
             return call(keras.tree.pack_sequence_as(inputs, flat), *args, **kwargs)
 
     replace(attachment, attachment.model, "call", whole)
+    flat = attachment.model._flatten_layers  # of which `layers` are
+    replace(
+        attachment, attachment.model, "_flatten_layers",
+        lambda *args, **kwargs: [layer for layer in flat(*args, **kwargs) if layer is not attachment.state],
+    )  # fmt: skip
+    for name in ("summary", "count_params", "get_weights", "set_weights"):
+        replace(attachment, attachment.model, name, attachment.state.hiding(getattr(attachment.model, name)))
+
+
+def _tensor(x: Any) -> Any:
+    """Arrays reach a functional model as they are."""
+    return x if keras.ops.is_tensor(x) else ops.convert_to_tensor(x, keras.config.floatx())
 
 
 def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: Call | None = None) -> None:
@@ -74,10 +91,11 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
         run = _pooled(attachment, outputs[0], run)
     elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
         run = _added(attachment, op, sites.added[op], run)
-    if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
-        run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if compressed is not None:
         run = _with_weights(attachment, compressed, run)
+    # Outside the weights, which put real numbers in front of the activation that they find in the layer.
+    if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
+        run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if op in sites.entries:
         run = _entered(attachment, sites.entries[op], run)
     number = attachment.labels.get(op)
@@ -192,6 +210,7 @@ def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) ->
             return run(x, *args, **kwargs)
         factor, shift = folding(norm)
         if scale is not None:
+            factor = ops.reshape(regrid(ops.reshape(factor, (-1, 1)), 127), (-1,))
             shift = on_grid(shift, scale, ops.reshape(factor, (-1, 1)), 127)
         kernel = ops.cast(ops.reshape(factor, (1, 1, -1, 1)), x.dtype)
         return ops.depthwise_conv(x, kernel) + ops.cast(shift, x.dtype)
@@ -260,18 +279,19 @@ def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: An
 
 def _attention(
     attachment: Attachment, layer: Any, inside: list[Site], original: Call, query: Any, key: Any, value: Any,
-    attention_mask: Any = None, training: Any = None, **options: Any,
+    attention_mask: Any = None, training: Any = None, *rest: Any, **options: Any,
 ) -> Any:  # fmt: skip
-    """Scaled dot product attention in the steps that a file has; with a mask between them they stay float."""
-    if attention_mask is not None or options.get("use_causal_mask") or len(query.shape) != 4:
-        made = original(query, key, value, attention_mask=attention_mask, training=training, **options)
+    """Scaled dot product attention in the steps that a file has; a mask and the softmax behind it are float there."""
+    if len(query.shape) != 4:
+        made = original(query, key, value, attention_mask, training, *rest, **options)
         return (attachment.at(inside[2], made[0]), *made[1:])
     bits = inside[0].bits
     query = attachment.at(inside[0], query * (1 / float(query.shape[-1]) ** 0.5))
     scores = attachment.at(inside[1], ops.einsum("btnh,bsnh->bnts", query, key))
-    shares = attachment.at(
-        Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), ops.softmax(scores)
-    )
+    if options.get("use_causal_mask"):
+        attention_mask = layer._compute_causal_mask(query, value)
+    shares = ops.softmax(scores) if attention_mask is None else layer._masked_softmax(scores, attention_mask)
+    shares = attachment.at(Site("softmax", bits, (0.0, 255 / 256) if bits == 8 else (-1.0, 32767 / 32768)), shares)
     dropout = getattr(layer, "_dropout_layer", None)
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))

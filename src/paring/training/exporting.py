@@ -94,6 +94,7 @@ def export(
         notes = _marked(attachment, marked, Path(folder))
         source = TfliteModel.open(marked)
         source.notes, source.path = notes, f"{model.name} (Keras)"
+        _mend(source)
         found = _named(source, attachment)
         _bare_outputs(source)
         recipe = _recipe(source, attachment, found, ranged=data is not None)
@@ -154,6 +155,32 @@ def write_marked(attachment: Attachment, folder: Path, *, static_batch: bool) ->
     """Writes the model with its marks as a SavedModel; the backend is TensorFlow."""
     with attachment.annotating():
         keras_format.export_saved_model(attachment.model, folder, static_batch=static_batch)
+
+
+def _mend(source: TfliteModel) -> None:
+    """Puts a DEQUANTIZE in front of float operators that read a mark's integers.
+
+    The converter takes it away behind a reshape in front of FULLY_CONNECTED, and leaves a file that does not run.
+    """
+    for subgraph in source.subgraphs:
+        kinds = [source.native(op) for op in subgraph.operators]
+        marks = {int(op.outputs[0]): op for op, kind in zip(subgraph.operators, kinds, strict=True) if kind == "QUANTIZE"}
+        unpacks = next((op for op, kind in zip(subgraph.operators, kinds, strict=True) if kind == "DEQUANTIZE"), None)
+        mended: list[Any] = []
+        for op, kind in zip(subgraph.operators, kinds, strict=True):
+            for place, tensor in enumerate(int(t) for t in op.inputs):
+                if tensor not in marks or kind in ("QUANTIZE", "DEQUANTIZE") or unpacks is None:
+                    continue
+                real = subgraph.tensors[int(marks[tensor].inputs[0])].clone()
+                real.name = f"{real.name}/mark"
+                subgraph.tensors.append(real)
+                behind = unpacks.clone()
+                behind.inputs = np.array([tensor], np.int32)
+                behind.outputs = np.array([len(subgraph.tensors) - 1], np.int32)
+                op.inputs = np.where(np.arange(len(op.inputs)) == place, behind.outputs[0], op.inputs).astype(np.int32)
+                mended.append(behind)
+            mended.append(op)
+        subgraph.operators = mended
 
 
 def _bare_outputs(source: TfliteModel) -> None:

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-
-from paring.training.ranges import SMALLEST
 
 
 @contextmanager
@@ -19,18 +16,12 @@ def label(number: int) -> Iterator[None]:
         yield
 
 
-def annotate(x: Any, low: float, high: float, bits: int) -> Any:
-    """Marks a value with its range: the converter leaves a pair of QUANTIZE and DEQUANTIZE there.
+def annotate(x: Any, scale: float, zero: float, bits: int) -> Any:
+    """Marks a value with its grid: the converter leaves a pair of QUANTIZE and DEQUANTIZE there.
 
-    The pair has 8 bits in any case; for 16 its range is chosen so that the symmetric range of 16 bits can be read off exactly.
+    The pair has 8 bits in any case; for 16 the range of 16 bits can be read off exactly.
     """
-    low, high = min(low, 0.0), max(high, 0.0)
     if bits == 16:
-        step = np.float32(max(-low, high, SMALLEST)) / np.float32(128)
-        least, most = -128 * step, 127 * step
-    else:
-        step = np.float32(max(float(np.float32(high) - np.float32(low)), SMALLEST)) / np.float32(255)
-        zero = np.floor(np.float32(-low) / step + np.float32(0.5))
-        least, most = -zero * step, (255 - zero) * step
-    marked = tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), float(least), float(most))
+        scale, zero = scale * 32767 / 128, 128.0
+    marked = tf.quantization.fake_quant_with_min_max_args(tf.cast(x, tf.float32), -zero * scale, (255 - zero) * scale)
     return tf.cast(marked, x.dtype)

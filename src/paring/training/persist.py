@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,6 @@ import keras
 
 from paring.errors import InputError
 from paring.training.attaching import attach
-from paring.training.backends import extend_optimizer
 from paring.training.state import ASSET
 
 
@@ -37,16 +35,11 @@ def load_model(
       InputError: The file is none of these, or its model is another than it was saved with.
     """
     settings = _settings(Path(path))
-    with warnings.catch_warnings():
-        # Trained extras have optimizer variables that the plain model lacks; they come with the second reading below.
-        warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
-        model = keras.models.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode)
+    model = keras.models.load_model(path, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode)
     attach(
         model, settings["recipe"], steps_per_epoch=settings["steps_per_epoch"], epochs=settings["epochs"],
-        momentum=settings["momentum"],
+        momentum=settings["momentum"], paths=settings["paths"],
     )  # fmt: skip
-    if getattr(model, "optimizer", None) is not None:
-        extend_optimizer(model)
     try:
         model.load_weights(path)
     except ValueError as error:

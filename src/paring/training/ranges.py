@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from paring.compress.straight import through
+from paring.compress.straight import short, through
 from paring.grids import LEVELS
 
-SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
+_SMALLEST = 1e-6  # of a range, as in `grids.activation_grid`
 
 
 def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
@@ -27,9 +28,16 @@ def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
     """
     low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
     if bits == 16:
-        return ops.maximum(ops.maximum(-low, high), SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
-    scale = ops.maximum(high - low, SMALLEST) / 255
+        return ops.maximum(ops.maximum(-low, high), _SMALLEST) * np.float32(1 / LEVELS["int16"][1]), ops.zeros_like(low)
+    # Products, because compilers turn division by a constant into one, which is another number.
+    scale = ops.maximum(high - low, _SMALLEST) * np.float32(1 / 255)
     return scale, ops.floor(-low / scale + 0.5)
+
+
+def exact_grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
+    """The same with a scale of 16 significant bits: products with codes are exact, so a file says the very same grid."""
+    scale, zero = grid(low, high, bits)
+    return ops.reshape(short(ops, ops.reshape(scale, (1, 1)), 16), ()), zero
 
 
 def bounds(scale: Any, zero: Any, bits: int) -> tuple[Any, Any]:
@@ -50,7 +58,7 @@ def train(x: Any, low: Any, high: Any, bits: int) -> Any:
 
 def evaluate(x: Any, low: Any, high: Any, bits: int) -> Any:
     """The value on its grid as XNNPACK computes it, with the same gradient."""
-    scale, zero = grid(low, high, bits)
+    scale, zero = exact_grid(low, high, bits)
     return _rounded(x, scale, *bounds(scale, zero, bits))
 
 

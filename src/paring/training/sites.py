@@ -122,6 +122,8 @@ def activation_of(op: Any) -> str:
         return _OPERATIONS[name]
     if name in ("LeakyReLU", "PReLU", "ELU"):
         return "other"
+    if hasattr(op, "cell"):  # inside the loop, not behind it
+        return "linear"
     found = getattr(op, "activation", None)
     return str(getattr(found, "__name__", "other")) if callable(found) else "linear"
 

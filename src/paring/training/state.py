@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 ASSET = "paring.json"
 ATTRIBUTE = "paring_state"
+_OPTIMIZER = "optimizer/"
 
 
 class State(keras.layers.Layer):
@@ -26,6 +28,7 @@ class State(keras.layers.Layer):
         super().__init__(name=ATTRIBUTE, trainable=True)
         self.settings: dict[str, Any] = {}
         self.hidden = False
+        self.attachment: Any = None
         self._named: dict[str, Any] = {}
         self.built = True
 
@@ -35,7 +38,7 @@ class State(keras.layers.Layer):
         """A new variable; `aggregation` says what becomes of it where several replicas write it."""
         variable = self.add_weight(
             shape=value.shape, dtype=str(value.dtype), trainable=trainable, initializer=lambda *_, **__: value,
-            name=name.replace("/", "."), aggregation="mean" if trainable else aggregation, autocast=False,
+            name=f"{re.sub('[^A-Za-z0-9_]', '_', name)}_{len(self._named)}", aggregation="mean" if trainable else aggregation, autocast=False,
         )  # fmt: skip
         self._named[name] = variable
         return variable
@@ -50,9 +53,21 @@ class State(keras.layers.Layer):
         """The trained variables."""
         return [] if self.hidden else [v for v in self._named.values() if v.trainable]
 
+    def hiding(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, for which nothing but the plain model's weights are there."""
+
+        def hidden(*args: Any, **kwargs: Any) -> Any:
+            self.hidden = True
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.hidden = False
+
+        return hidden
+
     def save_own_variables(self, store: Any) -> None:
-        """By name, so that a file can be held against the model."""
-        for name, variable in self._named.items():
+        """By name, so that a file can be held against the model; with the states of random generators, which Keras leaves out."""
+        for name, variable in self._stored().items():
             store[name.replace("/", "|")] = np.asarray(keras.ops.convert_to_numpy(variable))
 
     def load_own_variables(self, store: Any) -> None:
@@ -61,11 +76,22 @@ class State(keras.layers.Layer):
         Raises:
           ValueError: A variable is missing: the file is of another model or recipe.
         """
-        for name, variable in self._named.items():
+        for name, variable in self._stored().items():
             key = name.replace("/", "|")
             if key not in store:
+                if name.startswith(_OPTIMIZER):  # the model was saved before it was compiled, or without its optimizer
+                    continue
                 raise ValueError(f"{name} is not in the file: it was saved with another model or recipe")
             variable.assign(store[key])
+
+    def _stored(self) -> dict[str, Any]:
+        model = getattr(self.attachment, "model", None)
+        layers = model._flatten_layers() if model is not None else ()
+        generators = [g for layer in layers for g in getattr(layer, "_seed_generators", ())]
+        optimizer = getattr(model, "optimizer", None)
+        own = [v for v in optimizer.variables if ATTRIBUTE in v.path] if optimizer is not None else []
+        found = {**self._named, **{f"random/{number}": g.state for number, g in enumerate(generators)}}
+        return {**found, **{f"{_OPTIMIZER}{number}": v for number, v in enumerate(own)}}
 
     def save_assets(self, dir_path: str) -> None:
         """Writes the recipe."""

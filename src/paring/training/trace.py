@@ -170,7 +170,9 @@ def _view(found: Trace, layer: Any, args: Any, kwargs: Any) -> View | None:
         return None
     try:
         view, other = (_traced(layer, args, kwargs, training) for training in (False, True))
-        kinds = [[type(n.operation).__name__ for n in v.graph._nodes] for v in (view, other)]
+        kinds = [
+            [type(n.operation).__name__ for nodes in v.graph._nodes_by_depth.values() for n in nodes] for v in (view, other)
+        ]
         if sorted(kinds[0]) != sorted(kinds[1]):
             raise ValueError("its code depends on the training phase")
         inside = {id(v) for v in view.graph.variables}
@@ -190,7 +192,7 @@ def _traced(layer: Any, args: Any, kwargs: Any, training: bool) -> View:
     def renew(value: Any) -> Any:
         if not isinstance(value, keras.KerasTensor):
             return value
-        fresh.append(keras.KerasTensor(value.shape, dtype=value.dtype, name=f"input{len(fresh)}"))
+        fresh.append(keras.Input(batch_shape=value.shape, dtype=value.dtype))
         return fresh[-1]
 
     args, kwargs = keras.tree.map_structure(renew, (tuple(args), dict(kwargs)))

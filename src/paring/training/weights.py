@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.src.backend import AutocastScope  # keeps mixed precision out of the arithmetic on weights
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -15,7 +16,7 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 from paring.compress.base import Algorithm, Context
 from paring.compress.encodings import FORMS
 from paring.compress.quantize import Quantize
-from paring.compress.straight import through
+from paring.compress.straight import short, through
 from paring.training.layouts import Part
 
 _SMALLEST = 5e-7  # the range of a row of zeros, as in `compress.quantize`
@@ -142,6 +143,8 @@ class Compressed:
         if self.norm is not None:
             factor, shift = folding(self.norm)
             matrix = matrix * ops.reshape(factor, (-1, 1))
+            if target.quantize is not None and target.quantize.granularity == "channel":
+                matrix = regrid(matrix, FORMS[target.quantize.weights].high)
             bias = shift if bias is None else bias * factor + shift
         if bias is not None and scale is not None and target.quantize is not None:
             bias = on_grid(bias, scale, matrix, FORMS[target.quantize.weights].high)
@@ -174,9 +177,17 @@ def on_grid(bias: Any, scale: Any, matrix: Any, high: int) -> Any:
     return through(ops, ops.round(bias / unit) * unit, bias)
 
 
+def regrid(matrix: Any, high: int) -> Any:
+    """Folded weights on a grid whose scales have 17 significant bits, as `compress.straight.short` explains."""
+    steps = ops.reshape(_steps(matrix, high), (-1, 1))
+    return through(ops, ops.round(matrix / steps) * steps, matrix)
+
+
 def _steps(matrix: Any, high: int) -> Any:
     """The scale of each row as the writer finds it, float32 [outputs]."""
-    return ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1), _SMALLEST) / high
+    # A product, because compilers turn division by a constant into one, which is another number.
+    peak = ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1, keepdims=True), _SMALLEST)
+    return short(ops, peak * np.float32(1 / high), 17)[:, 0]
 
 
 @contextmanager
