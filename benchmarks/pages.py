@@ -1,4 +1,4 @@
-"""Makes docs/performance.md, docs/coverage.md and a table of docs/comparison.md from docs/figures."""
+"""Makes docs/performance.md, docs/coverage.md and a table of docs/comparison.md from the results in docs/figures."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from figures import REPOSITORY
 
 FIGURES = REPOSITORY / "docs" / "figures"
 PAGE = REPOSITORY / "docs" / "performance.md"
-COVERED = FIGURES / "coverage.json"
-COVERAGE = REPOSITORY / "docs" / "coverage.md"
 COMPARISON = REPOSITORY / "docs" / "comparison.md"
 SCRIPTS = {"tfmot": "tfmot_twin"}  # where the script is not called as its results
 START, END = "<!-- made by benchmarks/pages.py: training -->", "<!-- end -->"
+COVERED = FIGURES / "coverage.json"
+COVERAGE = REPOSITORY / "docs" / "coverage.md"
 HEAD = """# Performance, measured
 
 Made by `benchmarks/pages.py` from `docs/figures/*.json`, which the scripts in `benchmarks/` write
@@ -142,8 +142,6 @@ def training(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
 
 def main() -> None:
     """Writes the pages."""
-    paths = [path for path in sorted(FIGURES.glob("*.json")) if path != COVERED]
-    pages = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     results = {path.stem: path for path in FIGURES.glob("*.json")}
     if {"training", "tfmot"} <= results.keys():
         ours, theirs = (json.loads(results[name].read_text(encoding="utf-8")) for name in ("training", "tfmot"))
@@ -152,6 +150,8 @@ def main() -> None:
         COMPARISON.write_text(
             f"{head}{START}\n\n{training(ours, theirs)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
         )
+    paths = [path for path in sorted(FIGURES.glob("*.json")) if path != COVERED]
+    pages = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     PAGE.write_text(HEAD + "\n" + "\n\n".join(section(found) for found in pages) + "\n", encoding="utf-8")
     print(f"wrote {PAGE.relative_to(REPOSITORY)} from {len(pages)} files")
     if COVERED.is_file():
