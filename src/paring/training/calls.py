@@ -74,10 +74,10 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
         run = _pooled(attachment, outputs[0], run)
     elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
         run = _added(attachment, op, sites.added[op], run)
-    if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
-        run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if compressed is not None:
         run = _with_weights(attachment, compressed, run)
+    if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
+        run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if op in sites.entries:
         run = _entered(attachment, sites.entries[op], run)
     number = attachment.labels.get(op)
