@@ -276,8 +276,8 @@ def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
         return
     if len(paths) != len(places):
         raise InputError(
-            "cannot load what the recipe trained", where=f"model {model.name}", expected=f"{len(paths)} operations, as it was saved",
-            got=str(len(places)), todo="Load it with the code that it was saved with",
+            "cannot load what the recipe trained", where=f"model {model.name}",
+            expected=f"{len(paths)} operations, as it was saved", got=str(len(places)), todo="Load it with the code that it was saved with",
         )  # fmt: skip
     for p, path in zip(places, paths, strict=True):
         p.path = path
@@ -371,7 +371,7 @@ def _trainable(stage: Any) -> Any:
 
 
 def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: Sites, state: State) -> Compressed:
-    targets = []
+    targets: list[Target] = []
     for part, algorithm, context in chosen:
         weight = np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
         path = f"{p.path}/{part.variable.name}"  # a variable's own path is another one in a loaded model
