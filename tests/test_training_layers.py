@@ -17,6 +17,9 @@ import paring
 from paring import training
 from paring.formats.tflite.view import view
 
+# Keras' own call of np.array on its variables.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "families.py"
 RECIPE = {"version": 1, "rules": [{"kind": "*", "apply": {"quantize": {"weights": "int8", "activations": "int8"}}}]}
 KINDS = (

@@ -277,7 +277,8 @@ def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
     if len(paths) != len(places):
         raise InputError(
             "cannot load what the recipe trained", where=f"model {model.name}",
-            expected=f"{len(paths)} operations, as it was saved", got=str(len(places)), todo="Load it with the code that it was saved with",
+            expected=f"{len(paths)} operations, as it was saved", got=str(len(places)),
+            todo="Load it with the code that it was saved with",
         )  # fmt: skip
     for p, path in zip(places, paths, strict=True):
         p.path = path
