@@ -187,8 +187,7 @@ def detach(model: Any) -> None:
 
 def _own(model: Any, state: State) -> None:
     """Makes the state an attribute of a model, also of a subclassed one, which takes none any more once it is built."""
-    tracker = model._tracker
-    locked = tracker.locked
+    tracker, locked = model._tracker, model._tracker.locked
     tracker.unlock()
     try:
         setattr(model, ATTRIBUTE, state)
