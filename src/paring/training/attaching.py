@@ -85,7 +85,10 @@ def attach(
     _check(model)
     chosen = Recipe.load(recipe)
     first, batches = _batches(data)
+    calls_so_far = [(lists, len(lists)) for o in model._flatten_layers() for lists in (o._inbound_nodes, o._outbound_nodes)]
     found = trace(model, first)
+    for nodes, count in calls_so_far:
+        del nodes[count:]  # what tracing leaves there, `summary` would show
     places = _places(model, found)
     _name(places, paths, model)
     by_op = {p.op: p for p in places}
