@@ -415,5 +415,7 @@ def test_budgets_of_training_hold_without_training(allocation):
 
 def test_what_only_training_knows_is_refused():
     said = rules({"quantize": {"weights": "int8", "activations": "bfloat16"}})
-    with pytest.raises(InputError, match=r"cannot quantize after training .* got bfloat16\. Take this recipe to paring"):
+    with pytest.raises(
+        InputError, match=r"cannot quantize after training .* got bfloat16\. Take this recipe to paring"
+    ):
         optimize(network()[0], said)

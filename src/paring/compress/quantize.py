@@ -238,7 +238,8 @@ class Quantize(Algorithm):
         form, block = FORMS[self.weights], self.granularity == "block"
         rows = ops.reshape(weight, self._rows(weight.shape))
         peak = ops.stop_gradient(ops.max(ops.abs(rows), axis=1, keepdims=True))
-        scale = ops.maximum(peak, _SMALLEST) / np.float32(form.high)
+        # A product, because compilers turn division by a constant into one, which is another number.
+        scale = ops.maximum(peak, _SMALLEST) * np.float32(1 / form.high)
         if "scale" in variables:
             learned = variables["scale"] * ops.exp(variables["stretch"])
             scale = ops.maximum(ops.minimum(learned, scale), _SMALLEST / np.float32(form.high))

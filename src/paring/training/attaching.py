@@ -402,7 +402,16 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
     norms = set(sites.folded.values()) | set(sites.alone)
     for p in places:
         op = p.op
-        touched = (compressed, sites.outputs, sites.inside, sites.before, sites.entries, sites.added, norms, attachment.labels)
+        touched = (
+            compressed,
+            sites.outputs,
+            sites.inside,
+            sites.before,
+            sites.entries,
+            sites.added,
+            norms,
+            attachment.labels,
+        )
         if any(op in group for group in touched):
             calls.patch(attachment, op, compressed.get(op))
     for layer, view in found.views.items():

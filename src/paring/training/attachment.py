@@ -172,7 +172,7 @@ class Attachment:
 
     def _frozen_grid(self, site: Site) -> tuple[float, float]:
         if site in self.frozen:
-            return self.frozen[site]  # type: ignore[no-any-return]
+            return self.frozen[site]
         if site.fixed is not None and site.bits == 8:
             return (site.fixed[1] - site.fixed[0]) / 255, -site.fixed[0] * 255 / (site.fixed[1] - site.fixed[0])
         if site.fixed is not None:

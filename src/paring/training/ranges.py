@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from paring.compress.straight import short, through
@@ -27,8 +28,9 @@ def grid(low: Any, high: Any, bits: int) -> tuple[Any, Any]:
     """
     low, high = ops.minimum(low, 0.0), ops.maximum(high, 0.0)
     if bits == 16:
-        return ops.maximum(ops.maximum(-low, high), _SMALLEST) / LEVELS["int16"][1], ops.zeros_like(low)
-    scale = ops.maximum(high - low, _SMALLEST) / 255
+        return ops.maximum(ops.maximum(-low, high), _SMALLEST) * np.float32(1 / LEVELS["int16"][1]), ops.zeros_like(low)
+    # Products, because compilers turn division by a constant into one, which is another number.
+    scale = ops.maximum(high - low, _SMALLEST) * np.float32(1 / 255)
     return scale, ops.floor(-low / scale + 0.5)
 
 

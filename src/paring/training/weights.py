@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras.src.backend import AutocastScope  # keeps mixed precision out of the arithmetic on weights
 from keras.src.backend.common.stateless_scope import get_stateless_scope
@@ -184,8 +185,9 @@ def regrid(matrix: Any, high: int) -> Any:
 
 def _steps(matrix: Any, high: int) -> Any:
     """The scale of each row as the writer finds it, float32 [outputs]."""
-    # Compilers divide by a constant inexactly; the scale that comes out short is the one that went in.
-    return short(ops, ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1, keepdims=True), _SMALLEST) / high, 17)[:, 0]
+    # A product, because compilers turn division by a constant into one, which is another number.
+    peak = ops.maximum(ops.max(ops.abs(ops.stop_gradient(matrix)), axis=1, keepdims=True), _SMALLEST)
+    return short(ops, peak * np.float32(1 / high), 17)[:, 0]
 
 
 @contextmanager
