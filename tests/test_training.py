@@ -35,7 +35,7 @@ INT8 = {"quantize": {"weights": "int8", "activations": "int8"}}
 
 
 def recipe(*stages: dict[str, Any], **selector: Any) -> dict[str, Any]:
-    return {"version": 1, "rules": [{**({"kind": "*"} if not selector else selector), "apply": list(stages)}]}
+    return {"version": 1, "rules": [{**(selector or {"kind": "*"}), "apply": list(stages)}]}
 
 
 def dense(*, name: str = "small") -> Any:
@@ -191,7 +191,9 @@ def test_what_has_no_attachment_is_said(tmp_path: Path) -> None:
 # -- what stays, and what is taken away --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stages", [[PRUNE], [CLUSTER], [INT8], [PRUNE, CLUSTER, INT8]], ids=["prune", "cluster", "qat", "chain"])
+@pytest.mark.parametrize(
+    "stages", [[PRUNE], [CLUSTER], [INT8], [PRUNE, CLUSTER, INT8]], ids=["prune", "cluster", "qat", "chain"]
+)
 def test_attach_leaves_no_trace_that_finalize_does_not_take_away(stages: list[dict[str, Any]], tmp_path: Path) -> None:
     model = compiled(dense())
     x, y = data()

@@ -95,7 +95,7 @@ def renew_parameters(model: Any) -> None:
 
 
 def store_apart(attachment: Attachment) -> None:
-    """Files hold the optimizer of the plain model, so that Keras loads it without paring; the state holds what is beyond that."""
+    """Files hold the optimizer of the plain model, so that Keras loads it without paring; the state holds the rest."""
     model = attachment.model
     if not attachment.state.trainable_variables:
         return

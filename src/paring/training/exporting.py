@@ -164,7 +164,9 @@ def _mend(source: TfliteModel) -> None:
     """
     for subgraph in source.subgraphs:
         kinds = [source.native(op) for op in subgraph.operators]
-        marks = {int(op.outputs[0]): op for op, kind in zip(subgraph.operators, kinds, strict=True) if kind == "QUANTIZE"}
+        marks = {
+            int(op.outputs[0]): op for op, kind in zip(subgraph.operators, kinds, strict=True) if kind == "QUANTIZE"
+        }
         unpacks = next((op for op, kind in zip(subgraph.operators, kinds, strict=True) if kind == "DEQUANTIZE"), None)
         mended: list[Any] = []
         for op, kind in zip(subgraph.operators, kinds, strict=True):

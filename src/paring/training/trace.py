@@ -171,7 +171,8 @@ def _view(found: Trace, layer: Any, args: Any, kwargs: Any) -> View | None:
     try:
         view, other = (_traced(layer, args, kwargs, training) for training in (False, True))
         kinds = [
-            [type(n.operation).__name__ for nodes in v.graph._nodes_by_depth.values() for n in nodes] for v in (view, other)
+            [type(n.operation).__name__ for nodes in v.graph._nodes_by_depth.values() for n in nodes]
+            for v in (view, other)
         ]
         if sorted(kinds[0]) != sorted(kinds[1]):
             raise ValueError("its code depends on the training phase")
