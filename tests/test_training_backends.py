@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from conftest import needs
@@ -31,10 +32,17 @@ def child(backend: str, folder: Path, *cases: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", params=BACKENDS)
-def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return child(request.param, tmp_path_factory.mktemp(request.param))
+def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp(request.param)
+    return folder, child(request.param, folder)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_training(outcomes: dict[str, str], case: str) -> None:
-    assert outcomes[case] == "ok", outcomes[case]
+def test_training(outcomes: tuple[Path, dict[str, str]], case: str) -> None:
+    assert outcomes[1][case] == "ok", outcomes[1][case]
+
+
+def test_the_exported_file_is_that_of_tensorflow(outcomes: tuple[Path, dict[str, str]], tensorflow: ModuleType) -> None:
+    """Whatever backend trained: the same bytes, and what `predict` said there."""
+    said = child("tensorflow", outcomes[0], "again")["again"]
+    assert said == "ok", said

@@ -5,6 +5,7 @@ Prints one line of JSON: what became of each case, `ok` or the error. A case is 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 import traceback
@@ -360,10 +361,66 @@ def case_resume_chain() -> None:
     _resumed("chain")
 
 
+def case_export() -> None:
+    """The file is written from any backend (with the help of TensorFlow); its values are those of `predict`."""
+    x, _ = samples()
+    model = compiled(network())
+    paring.attach(model, recipe("chain"), x)
+    fitted(model, 3)
+    model.save(FOLDER / "export.keras")
+    np.save(FOLDER / "export.npy", model.predict(x, verbose=0))
+    if importlib.util.find_spec("tensorflow") is not None:
+        paring.export(model, FOLDER / "export.tflite")
+
+
+def again() -> None:
+    """What another backend saved, loaded here: the same bytes, and the values that were predicted there."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    x, _ = samples()
+    model = paring.load_model(FOLDER / "export.keras", compile=False)
+    paring.export(model, FOLDER / "again.tflite", overwrite=True)
+    content = (FOLDER / "again.tflite").read_bytes()
+    assert content == (FOLDER / "export.tflite").read_bytes(), "another file"
+    interpreter = Interpreter(model_content=content)
+    take, give = (details()[0] for details in (interpreter.get_input_details, interpreter.get_output_details))
+    interpreter.resize_tensor_input(take["index"], x.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(take["index"], x)
+    interpreter.invoke()
+    wanted = np.load(FOLDER / "export.npy")
+    apart = np.abs(interpreter.get_tensor(give["index"]) - wanted)
+    name = next(s.name for s in paring.training.attaching.attachment_of(model).sites.all() if s.name.endswith("head"))
+    low, high = paring.training.attaching.attachment_of(model).state.named[f"range/{name}"].numpy()
+    assert np.mean(apart <= 1.01 * (high - low) / 255) > 0.97, np.sort(apart.ravel())[-5:]
+
+
+def case_two_replicas() -> None:
+    """Data parallel training on two devices of one machine, which is TensorFlow's."""
+    if BACKEND != "tensorflow":
+        return
+    import tensorflow as tf
+
+    x, _ = samples()
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        model = compiled(network())
+        attachment = paring.attach(model, recipe("chain"), x)
+    fitted(model, 3)
+    for variable in (*attachment.state.variables, *model.trainable_variables):
+        one, other = (value.numpy() for value in variable.value.values)
+        assert np.array_equal(one, other), variable.path
+    trained("chain", model, 3 * BATCHES)
+
+
 def main(folder: str, names: list[str]) -> None:
     global FOLDER
     FOLDER = Path(folder)
     found = {}
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        devices = [tf.config.LogicalDeviceConfiguration()] * 2
+        tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], devices)
     for name in names or [n for n in globals() if n.startswith("case_")]:
         try:
             globals()[name]()

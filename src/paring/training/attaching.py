@@ -16,14 +16,14 @@ from paring.errors import BoundError, InputError
 from paring.graph import Demands, Graph, Op, Tensor, Weight, WeightUse
 from paring.recipe import Recipe, Rule
 from paring.training import backends, calls
-from paring.training.attachment import CALIBRATE, MOMENTUM, Attachment, Row
+from paring.training.attachment import MOMENTUM, Attachment, Row
+from paring.training.calibrating import batches_of, calibrate
 from paring.training.layouts import Part, kind_of, name_of, parts_of
 from paring.training.sites import LINEAR, Site, Sites, place
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
 from paring.training.weights import Compressed, Target, flat_of
 
-SAMPLES = 16  # batches that attach keeps for the export
 _INTEGER = ("int8", "int4")
 
 
@@ -84,8 +84,13 @@ def attach(
     """
     _check(model)
     chosen = Recipe.load(recipe)
-    first, batches = _batches(data)
+    first, batches = batches_of(data)
+    calls_so_far = [
+        (lists, len(lists)) for o in model._flatten_layers() for lists in (o._inbound_nodes, o._outbound_nodes)
+    ]
     found = trace(model, first)
+    for nodes, count in calls_so_far:
+        del nodes[count:]  # what tracing leaves there, `summary` would show
     places = _places(model, found)
     _name(places, paths, model)
     by_op = {p.op: p for p in places}
@@ -127,7 +132,8 @@ def attach(
     try:
         _patch(attachment, found, places, compressed)
         if batches is not None and sites.all():
-            _calibrate(attachment, batches, by_op)
+            how = next(p.quantize for p in places if p.quantize is not None and p.quantize.static)
+            calibrate(attachment, batches, how)
     except BaseException:
         detach(model)
         raise
@@ -223,27 +229,6 @@ def _check(model: Any) -> None:
         )  # fmt: skip
 
 
-def _batches(data: Any) -> tuple[Any, Any]:
-    """The first batch, and all; None for none."""
-    if data is None:
-        return None, None
-    if isinstance(data, (np.ndarray, list, tuple, dict)) or hasattr(data, "dtype"):
-        size = 32
-        flat = keras.tree.flatten(data)
-        count = len(flat[0])
-        parts = [
-            keras.tree.map_structure(lambda x, i=i: np.asarray(x[i : i + size]), data)
-            for i in range(0, min(count, 1024), size)
-        ]
-        if not parts:
-            raise InputError("cannot calibrate", expected="at least one sample", got="an empty data set")
-        return parts[0], parts
-    kept = [batch[0] if isinstance(batch, tuple) else batch for batch in data]
-    if not kept:
-        raise InputError("cannot calibrate", expected="at least one batch", got="an empty data set")
-    return kept[0], kept
-
-
 def _places(model: Any, found: Trace) -> list[Place]:
     """Every operation of the graph, and every layer with weights, once, in order."""
     paths = dict(_paths(model, ""))
@@ -279,8 +264,13 @@ def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
         return
     if len(paths) != len(places):
         raise InputError(
+<<<<<<< HEAD
             "cannot load what the recipe trained", where=f"model {model.name}", expected=f"{len(paths)} operations",
             got=str(len(places)), todo="Load it with the code that it was saved with",
+=======
+            "cannot load what the recipe trained", where=f"model {model.name}",
+            expected=f"{len(paths)} operations, as it was saved", got=str(len(places)), todo="Load it with the code that it was saved with",
+>>>>>>> backends
         )  # fmt: skip
     for p, path in zip(places, paths, strict=True):
         p.path = path
@@ -422,23 +412,6 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
     backends.store_apart(attachment)
     backends.renew_parameters(model)
     attachment.forget()
-
-
-def _calibrate(attachment: Attachment, batches: Any, by_op: dict[Any, Place]) -> None:
-    with attachment.working(CALIBRATE):
-        for batch in batches:
-            try:
-                attachment.model(batch, training=False)
-            except (ValueError, TypeError) as error:
-                shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", type(x).__name__), batch)
-                raise InputError(
-                    "cannot calibrate", where=f"model {attachment.model.name}", expected="batches as the model takes them",
-                    got=str(shapes), todo=str(error).strip().splitlines()[0][:300],
-                ) from error  # fmt: skip
-    settings = [p.quantize for p in by_op.values() if p.quantize is not None and p.quantize.static]
-    how = settings[0]
-    attachment.calibrated(lambda site: (how.range, how.percentile))
-    attachment.samples = batches[:SAMPLES]
 
 
 # -- what is said ----------------------------------------------------------------------------------------------------

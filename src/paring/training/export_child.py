@@ -13,7 +13,7 @@ from paring.training.persist import load_model
 def main(arguments: list[str]) -> int:
     """Does it."""
     source, folder, static = arguments
-    write_marked(attachment_of(load_model(source)), Path(folder), static_batch=static == "1")
+    write_marked(attachment_of(load_model(source, compile=False)), Path(folder), static_batch=static == "1")
     return 0
 
 
