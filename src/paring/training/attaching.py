@@ -264,13 +264,8 @@ def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
         return
     if len(paths) != len(places):
         raise InputError(
-<<<<<<< HEAD
             "cannot load what the recipe trained", where=f"model {model.name}", expected=f"{len(paths)} operations",
             got=str(len(places)), todo="Load it with the code that it was saved with",
-=======
-            "cannot load what the recipe trained", where=f"model {model.name}",
-            expected=f"{len(paths)} operations, as it was saved", got=str(len(places)), todo="Load it with the code that it was saved with",
->>>>>>> backends
         )  # fmt: skip
     for p, path in zip(places, paths, strict=True):
         p.path = path

@@ -39,12 +39,7 @@ class State(keras.layers.Layer):
         plain = re.sub("[^A-Za-z0-9_]", "_", name)  # PyTorch takes no points; the number keeps them apart
         variable = self.add_weight(
             shape=value.shape, dtype=str(value.dtype), trainable=trainable, initializer=lambda *_, **__: value,
-<<<<<<< HEAD
-            name=f"{re.sub('[^A-Za-z0-9_]', '_', name)}_{len(self._named)}", autocast=False,
-            aggregation="mean" if trainable else aggregation,
-=======
             name=f"{plain}_{len(self._named)}", aggregation="mean" if trainable else aggregation, autocast=False,
->>>>>>> backends
         )  # fmt: skip
         self._named[name] = variable
         return variable
@@ -72,11 +67,7 @@ class State(keras.layers.Layer):
         return hidden
 
     def save_own_variables(self, store: Any) -> None:
-<<<<<<< HEAD
-        """By name, to hold a file against the model; with the states of random generators, which Keras leaves out."""
-=======
         """By name, so that a file can be held against the model; with random generators, whose state Keras leaves out."""
->>>>>>> backends
         for name, variable in self._stored().items():
             store[name.replace("/", "|")] = np.asarray(keras.ops.convert_to_numpy(variable))
 
