@@ -20,9 +20,10 @@ from paring.training.attachment import MOMENTUM, Attachment, Row
 from paring.training.calibrating import batches_of, calibrate
 from paring.training.layouts import Part, kind_of, name_of, parts_of
 from paring.training.sites import LINEAR, Site, Sites, place
+from paring.training.moments import grams
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
-from paring.training.weights import Compressed, Target, flat_of
+from paring.training.weights import Compressed, Target, flat_of, folding
 
 _INTEGER = ("int8", "int4")
 
@@ -65,8 +66,9 @@ def attach(
     Args:
       model: A built Keras 3 model of any kind.
       recipe: A recipe's name, file or object.
-      data: Samples to calibrate activation ranges on before the first step: an array, a list or dict of arrays as the model
-        takes them, or an iterable of batches. Without, ranges start with the first training batch.
+      data: Samples to calibrate activation ranges on before the first step, and to choose zeros by where pruning begins at
+        once: an array, a list or dict of arrays as the model takes them, or an iterable of batches. Without, ranges start
+        with the first training batch.
       steps_per_epoch: For schedules in epochs or fractions of training.
       epochs: Likewise.
       optimizer: The Keras optimizer of a training loop of your own; `compile` makes it known by itself.
@@ -99,7 +101,7 @@ def attach(
     _match(places, chosen)
     sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
     _leaf_sites(places, found, sites)
-    plans = _algorithms(places, steps_per_epoch, epochs)
+    plans = _algorithms(model, places, sites, batches, steps_per_epoch, epochs)
     if not plans and not sites.all():
         raise InputError(
             "the recipe touches no layer", where=f"model {model.name}", expected="a layer with weights that a rule selects",
@@ -129,6 +131,10 @@ def attach(
         attachment.settings[number] = p
     _own(model, state)
     state.attachment = attachment
+    before = [(plan.part.variable, plan.part.layout, plan.part.shape, plan.raw, plan.weight)
+              for own in plans.values() for plan in own if plan.weight is not plan.raw]  # fmt: skip
+    for variable, layout, shape, _, weight in before:
+        variable.assign(layout.weight(np, weight, shape))
     try:
         _patch(attachment, found, places, compressed)
         if batches is not None and sites.all():
@@ -136,6 +142,8 @@ def attach(
             calibrate(attachment, batches, how)
     except BaseException:
         detach(model)
+        for variable, layout, shape, raw, _ in before:
+            variable.assign(layout.weight(np, raw, shape))
         raise
     return attachment
 
@@ -326,27 +334,59 @@ def _leaf_sites(places: list[Place], found: Trace, sites: Sites) -> None:
 # -- what they get ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A weight with what is to become of it.
+
+    Attributes:
+      part: The variable and how it lies.
+      algorithm: All stages of its rule, as one.
+      context: What the algorithm may know.
+      raw: The weight as it is, float32 [outputs, taps * inputs].
+      weight: As training begins with it; `raw` itself where that is no other.
+    """
+
+    part: Part
+    algorithm: Algorithm
+    context: Context
+    raw: np.ndarray = field(repr=False)
+    weight: np.ndarray = field(repr=False)
+
+
 def _algorithms(
-    places: list[Place], steps_per_epoch: int | None, epochs: float | None
-) -> dict[Any, list[tuple[Part, Algorithm, Context]]]:
+    model: Any, places: list[Place], sites: Sites, batches: Any, steps_per_epoch: int | None, epochs: float | None
+) -> dict[Any, list[Plan]]:
     """For each layer its weights with their algorithms; budgets over all weights of a rule are shared out here."""
     groups: dict[Any, list[tuple[Place, Part]]] = {}
     for p in places:
         if p.rule is not None:
             for part in p.parts:
                 groups.setdefault(p.rule, []).append((p, part))
-    found: dict[Any, list[tuple[Part, Algorithm, Context]]] = {}
+    found: dict[Any, list[Plan]] = {}
+    staged = {rule: [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in rule.stages] for rule in groups}
+    asking = [p.op for rule, members in groups.items() if any(s.by_data for s in staged[rule]) for p, _ in members]
+    moments = grams(model, asking, batches) if asking and batches is not None else {}
     for rule, members in groups.items():
         weights = [
             np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
             for _, part in members
         ]
-        contexts = [Context(p.path, 0, (1,), taps=part.layout.taps(part.shape)) for p, part in members]
-        stages = [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in rule.stages]
-        shared = [stage.allocate(weights, contexts) for stage in stages]
+        contexts = [
+            Context(p.path, 0, (1,), taps=part.layout.taps(part.shape), gram=moments.get(p.op), gain=_gain(p.op, sites))
+            for p, part in members
+        ]
+        shared = [stage.allocate(weights, contexts) for stage in staged[rule]]
         for number, (p, part) in enumerate(members):
-            found.setdefault(p.op, []).append((part, chain(*(own[number] for own in shared)), contexts[number]))
+            algorithm, context = chain(*(own[number] for own in shared)), contexts[number]
+            begun = algorithm.prepare(weights[number], context)
+            plan = Plan(part, algorithm, replace(context, gram=None), weights[number], begun)  # moments are large
+            found.setdefault(p.op, []).append(plan)
     return found
+
+
+def _gain(op: Any, sites: Sites) -> np.ndarray | None:
+    norm = sites.folded.get(op)
+    return None if norm is None else np.asarray(keras.ops.convert_to_numpy(folding(norm)[0]), np.float32)
 
 
 def _trainable(stage: Any) -> Any:
@@ -358,16 +398,16 @@ def _trainable(stage: Any) -> Any:
     return stage
 
 
-def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: Sites, state: State) -> Compressed:
+def _compressed(p: Place, chosen: list[Plan], sites: Sites, state: State) -> Compressed:
     targets: list[Target] = []
-    for part, algorithm, context in chosen:
-        weight = np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
+    for plan in chosen:
+        part, algorithm, context = plan.part, plan.algorithm, plan.context
         path = f"{p.path}/{part.variable.name}"  # a variable's own path is another one in a loaded model
         if any(name.startswith(f"{path}/") for name in state.named):
             path += f"#{len(targets)}"
         extras = {
             name: state.add(f"{path}/{name}", extra.value, trainable=extra.trainable)
-            for name, extra in algorithm.variables(weight, context).items()
+            for name, extra in algorithm.variables(plan.weight, context).items()
         }
         quantize = p.quantize if p.quantize is not None and p.quantize.weights in _INTEGER else None
         targets.append(Target(part, algorithm, context, extras, quantize))
