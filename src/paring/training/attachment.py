@@ -163,6 +163,10 @@ class Attachment:
             self.range(site)
             self.frozen[site] = self._frozen_grid(site)
         for layer, compressed in self.compressed.items():
+            if compressed.factored:
+                values = compressed.factors(training=False, step=None)
+                self.frozen[layer] = [None if v is None else ops.convert_to_numpy(v) for v in values]
+                continue
             shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
             constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
             self.frozen[layer] = constants, None if added is None else ops.convert_to_numpy(added)
