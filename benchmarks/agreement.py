@@ -115,6 +115,8 @@ def snapped(path: Path, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     details = Interpreter(model_path=str(path)).get_input_details()[0]
     scale, zero = details["quantization"]
+    if not scale:
+        raise SystemExit(f"cannot compare {path.name}: expected an integer input, got {details['dtype'].__name__}.")
     codes = np.clip(np.rint(x / np.float32(scale)) + zero, -128, 127).astype(details["dtype"])
     return (codes.astype(np.float32) - zero) * np.float32(scale), codes
 

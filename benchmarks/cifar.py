@@ -9,8 +9,8 @@ import figures
 import numpy as np
 
 
-def images(part: str, count: int, size: int = 32) -> np.ndarray:
-    """The first `count` images of `train` or `test` -> float32 [count, size, size, 3], 0 to 255; bicubic."""
+def images(part: str, count: int, size: int = 32, dtype: type[np.generic] = np.float32) -> np.ndarray:
+    """The first `count` images of `train` or `test` -> [count, size, size, 3], 0 to 255; bicubic."""
     from PIL import Image
 
     with np.load(figures.SHARED / "data" / "cifar10_jpeg.npz") as data:
@@ -20,7 +20,7 @@ def images(part: str, count: int, size: int = 32) -> np.ndarray:
         image = Image.open(io.BytesIO(raw[start:stop].tobytes())).convert("RGB")
         if image.size != (size, size):
             image = image.resize((size, size), Image.Resampling.BICUBIC)
-        found.append(np.asarray(image, np.float32))
+        found.append(np.asarray(image, dtype))
     return np.stack(found)
 
 

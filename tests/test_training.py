@@ -289,3 +289,23 @@ def test_checkpoints_hold_zeros_and_go_on(tmp_path: Path) -> None:
         fit(stopped, 4, keras.callbacks.BackupAndRestore(backup), Stopped())
     restored = fresh()
     assert np.allclose(fit(restored, 4, keras.callbacks.BackupAndRestore(backup)), wanted[2:], rtol=1e-5)
+
+
+def test_the_deployed_form_of_a_layer_with_softmax_is_that_of_the_file(tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), name="features")
+    x = keras.layers.Dense(8, activation="relu", name="one")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3, activation="softmax", name="two")(x))
+    samples, _ = data()
+    paring.attach(model, recipe(INT8), samples)
+    paring.export(model, tmp_path / "m.tflite", verified=False)
+    run = Interpreter(str(tmp_path / "m.tflite"))
+    run.resize_tensor_input(run.get_input_details()[0]["index"], samples.shape)
+    run.allocate_tensors()
+    run.set_tensor(run.get_input_details()[0]["index"], samples)
+    run.invoke()
+    written = run.get_tensor(run.get_output_details()[0]["index"])
+    assert np.abs(written - np.asarray(model(samples, training=False))).max() <= 1 / 256
+    assert np.ptp(written) > 0.1

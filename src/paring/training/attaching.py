@@ -22,7 +22,7 @@ from paring.training.layouts import Part, kind_of, name_of, parts_of
 from paring.training.sites import LINEAR, Site, Sites, place
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
-from paring.training.weights import Compressed, Target
+from paring.training.weights import Compressed, Target, flat_of
 
 _INTEGER = ("int8", "int4")
 
@@ -264,8 +264,8 @@ def _name(places: list[Place], paths: Sequence[str] | None, model: Any) -> None:
         return
     if len(paths) != len(places):
         raise InputError(
-            "cannot load what the recipe trained", where=f"model {model.name}",
-            expected=f"{len(paths)} operations, as it was saved", got=str(len(places)), todo="Load it with the code that it was saved with",
+            "cannot load what the recipe trained", where=f"model {model.name}", expected=f"{len(paths)} operations",
+            got=str(len(places)), todo="Load it with the code that it was saved with",
         )  # fmt: skip
     for p, path in zip(places, paths, strict=True):
         p.path = path
@@ -374,7 +374,8 @@ def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: 
     layer = p.op
     linear = name_of(layer) in LINEAR
     bias = getattr(layer, "bias", None) if linear and getattr(layer, "use_bias", True) else None
-    return Compressed(layer, targets, sites.folded.get(layer), bias)
+    flat = flat_of(layer, targets[0].part) if len(targets) == 1 else None
+    return Compressed(layer, targets, sites.folded.get(layer), bias, flat)
 
 
 def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed: dict[Any, Compressed]) -> None:

@@ -15,7 +15,7 @@ from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import ACTIVE, LINEAR, Site, activation_of
-from paring.training.weights import Compressed, folding, on_grid, regrid, showing
+from paring.training.weights import Compressed, Flat, folding, on_grid, regrid, showing
 
 Call = Callable[..., Any]
 _BIG = 1e9
@@ -91,10 +91,10 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
         run = _pooled(attachment, outputs[0], run)
     elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
         run = _added(attachment, op, sites.added[op], run)
-    if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
-        run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if compressed is not None:
         run = _with_weights(attachment, compressed, run)
+    if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
+        run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if op in sites.entries:
         run = _entered(attachment, sites.entries[op], run)
     number = attachment.labels.get(op)
@@ -126,8 +126,8 @@ def _entered(attachment: Attachment, site: Site, run: Call) -> Call:
 def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> Call:
     layer = compressed.layer
     watched = {id(v): v for v in (*layer.variables, *attachment.state.named.values())}
-    # The result's channels are its last dimension, or the second one.
-    exact = name_of(layer) in LINEAR and name_of(layer) != "EinsumDense"
+    flat = compressed.flat
+    exact = name_of(layer) in LINEAR and (flat is not None or name_of(layer) != "EinsumDense")
 
     def projected(*args: Any, **kwargs: Any) -> Any:
         if attachment.mode not in (NORMAL, CALIBRATE, ANNOTATE):
@@ -139,7 +139,8 @@ def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> 
             whole = compressed.codes(scale) if scale is not None else None
         if whole is not None:
             sink = attachment.scale(attachment.sites.sink(layer))
-            return _in_integers(layer, run, whole, (scale, sink), watched, args, kwargs)
+            form = functools.partial(_flat, layer, flat, lambda made: made) if flat is not None else run
+            return _in_integers(layer, form, whole, (scale, sink), watched, args, kwargs)
         if attachment.mode == ANNOTATE:
             shown, added = attachment.frozen[layer]
             shown = [(v, ops.convert_to_tensor(value)) for v, value in shown]
@@ -147,10 +148,27 @@ def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> 
             step = attachment.step() if training else None
             scale = None if training else attachment.scale(attachment.source(layer))
             shown, added = compressed.values(training=training, step=step, scale=scale)
-        made = _shown(layer, run, shown, watched, args, kwargs)
+        form = run
+        if (
+            flat is not None and attachment.mode == ANNOTATE
+        ):  # marked in front of the reshape, which keeps relu from fusing
+            form = functools.partial(_flat, layer, flat, functools.partial(attachment.at, attachment.sites.sink(layer)))
+        made = _shown(layer, form, shown, watched, args, kwargs)
         return made if added is None else made + _along(layer, added, made)
 
     return projected
+
+
+def _flat(layer: Any, flat: Flat, mark: Call, x: Any, *_: Any, **__: Any) -> Any:
+    """A dense layer on more than two dimensions as one product of matrices, which the converter makes one operator."""
+    kernel = ops.reshape(ops.convert_to_tensor(flat.kernel), (flat.inputs, flat.outputs))
+    lead = ops.shape(x)[1 : len(x.shape) - flat.summed]
+    wide = bool(lead) or flat.summed > 1
+    made = ops.matmul(ops.reshape(x, (-1, flat.inputs)) if wide else x, kernel)
+    if layer.bias is not None:
+        made = made + ops.reshape(layer.bias, (-1,))
+    made = mark(layer.activation(made) if layer.activation is not None else made)
+    return ops.reshape(made, (-1, *lead, *flat.shape)) if wide or len(flat.shape) > 1 else made
 
 
 def _shown(layer: Any, run: Call, shown: Any, watched: Any, args: Any, kwargs: Any) -> Any:

@@ -243,7 +243,7 @@ class _Placer:
 def _normalizes(follower: Any, op: Any) -> bool:
     if name_of(follower) != "BatchNormalization" or getattr(op, "lora_enabled", False):
         return False
-    return follower.axis in (-1, getattr(op, "rank", 0) + 1) or name_of(op) in ("Dense", "EinsumDense")
+    return follower.axis in (-1, getattr(op, "rank", 0) + 1) or name_of(op) == "Dense"
 
 
 def _fused(follower: Any) -> bool:

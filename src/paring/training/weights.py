@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import keras
@@ -17,7 +18,7 @@ from paring.compress.base import Algorithm, Context
 from paring.compress.encodings import FORMS
 from paring.compress.quantize import Quantize
 from paring.compress.straight import short, through
-from paring.training.layouts import Part
+from paring.training.layouts import Part, name_of
 
 _SMALLEST = 5e-7  # the range of a row of zeros, as in `compress.quantize`
 _BIAS_MAX = float(2**30)
@@ -60,6 +61,42 @@ class Target:
         return ops.cast(self.part.layout.weight(ops, matrix, self.part.shape), self.part.variable.dtype)
 
 
+@dataclass(frozen=True)
+class Flat:
+    """A dense layer as a product of matrices.
+
+    Attributes:
+      kernel: The variable, whose first dimensions are summed over.
+      inputs: How many inputs.
+      outputs: How many outputs.
+      summed: How many dimensions of the layer's input they are.
+      shape: The outputs' dimensions.
+    """
+
+    kernel: Any
+    inputs: int
+    outputs: int
+    summed: int
+    shape: tuple[int, ...]
+
+
+def flat_of(layer: Any, part: Part) -> Flat | None:
+    """How a dense layer lies as a product of matrices; None for other layers, and where dimensions would have to move."""
+    shape, layout = part.shape, part.layout
+    if name_of(layer) == "EinsumDense":
+        inputs, rest = layer.equation.replace(" ", "").split(",")
+        kernel, result = rest.split("->")
+        out = kernel[layout.inputs :]
+        if "..." in inputs or not inputs.endswith(kernel[: layout.inputs]) or not result.endswith(out):
+            return None
+        if layout.order[layout.outputs :] != tuple(range(layout.inputs)) or inputs[: -layout.inputs] + out != result:
+            return None
+    elif name_of(layer) != "Dense":
+        return None
+    summed = shape[: layout.inputs]
+    return Flat(part.variable, prod(summed), prod(shape[layout.inputs :]), len(summed), shape[layout.inputs :])
+
+
 @dataclass(eq=False)
 class Compressed:
     """A layer with its compressed weights.
@@ -73,7 +110,8 @@ class Compressed:
     layer: Any
     targets: Sequence[Target] = ()
     norm: Any = None
-    bias: Any = field(default=None)
+    bias: Any = None
+    flat: Flat | None = None
 
     @property
     def quantized(self) -> bool:
