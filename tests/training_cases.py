@@ -34,9 +34,9 @@ def recipe(name: str) -> dict[str, Any]:
 
 
 def network(dtype: str = "float32", seed: int = 0) -> keras.Model:
-    """A convolution with batch normalization, a depthwise one, a dense layer, dropout: 12 x 12 images of 4 classes."""
+    """A convolution with batch normalization, a depthwise one, a dense layer, dropout: 8 x 8 images of 4 classes."""
     keras.utils.set_random_seed(seed)
-    x = inputs = keras.Input((8, 8, 3))
+    x = inputs = keras.Input((8, 8, 3), name="image")  # Keras gives another name after loading
     x = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, dtype=dtype, name="conv")(x)
     x = keras.layers.BatchNormalization(dtype=dtype, momentum=0.5, name="norm")(x)
     x = keras.layers.ReLU(dtype=dtype, name="relu")(x)
