@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import AutocastScope  # keeps mixed precision out of the arithmetic on integers
 
 from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
@@ -256,7 +257,8 @@ def _in_integers(layer: Any, run: Call, whole: Any, scales: Any, watched: Any, a
     codes = ops.cast(args[0], "float32") / scale
     layer.activation, keep = real, layer.__dict__.get("activation")
     try:
-        made = _shown(layer, run, shown, watched, (through(ops, ops.round(codes), codes), *args[1:]), kwargs)
+        with AutocastScope(None):  # codes are float32 under every policy
+            made = _shown(layer, run, shown, watched, (through(ops, ops.round(codes), codes), *args[1:]), kwargs)
     finally:
         layer.activation = keep
     return ops.cast(made, layer.compute_dtype)

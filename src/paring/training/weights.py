@@ -223,6 +223,11 @@ class Compressed:
 
 def folding(norm: Any) -> tuple[Any, Any]:
     """Factor and shift of a batch normalization in evaluation, float32 [channels]."""
+    with AutocastScope(None):
+        return _folding(norm)
+
+
+def _folding(norm: Any) -> tuple[Any, Any]:
     mean, variance = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (norm.moving_mean, norm.moving_variance))
     factor = ops.rsqrt(variance + norm.epsilon)
     if norm.scale:
