@@ -33,9 +33,8 @@ INT4: Settings = {"quantize": {"weights": "int4", "activations": "int8"}}
 
 
 def sparsify(share: float) -> Settings:
-    """Single weights, one threshold for all layers, rising over the first 0.3 of the steps as in tfmot's twin (PQAT)."""
-    rise = {"schedule": "polynomial", "start": 0.0, "end": 0.3, "unit": "fraction", "every": 10}
-    return {"sparsify": {"sparsity": share, "pattern": "unstructured", "allocation": "global", **rise}}
+    """Single weights, chosen before the first step on the images that ranges are calibrated on; then they stay."""
+    return {"sparsify": {"sparsity": share, "pattern": "unstructured", "allocation": "error"}}
 
 
 CLUSTER: Settings = {"cluster": {"clusters": 16, "granularity": "channel", "start": 0.4, "unit": "fraction"}}

@@ -291,7 +291,9 @@ class Sparsify(Algorithm):
     def _by_error(self, weights: Sequence[np.ndarray], contexts: Sequence[Context]) -> Sequence[Sparsify]:
         """Shares by what zeros cost on data; layers that no data reaches keep the common one."""
         size = sum(weight.size for weight in weights)
-        if self.by_data and sum(int((weight == 0).sum()) for weight in weights) >= self.share * size - 0.5 * len(weights):
+        if self.by_data and sum(int((weight == 0).sum()) for weight in weights) >= self.share * size - 0.5 * len(
+            weights
+        ):
             return [self._with(float((weight == 0).mean())) for weight in weights]  # pruned already: a file of training
         known = [number for number, context in enumerate(contexts) if context.gram is not None]
         if not self.by_data or not known:

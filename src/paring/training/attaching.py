@@ -3,45 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
 from typing import Any
 
 import keras
 import numpy as np
 
-from paring.compress.base import Algorithm, Context
-from paring.compress.chain import chain
-from paring.compress.quantize import Quantize
 from paring.errors import BoundError, InputError
 from paring.graph import Demands, Graph, Op, Tensor, Weight, WeightUse
-from paring.recipe import Recipe, Rule
+from paring.recipe import Recipe
 from paring.training import backends, calls
+from paring.training.assign import Place, algorithms, compressed_layer, factor_sites
 from paring.training.attachment import MOMENTUM, Attachment, Row
 from paring.training.calibrating import batches_of, calibrate
 from paring.training.layouts import Part, kind_of, name_of, parts_of
-from paring.training.sites import LINEAR, Site, Sites, place
 from paring.training.moments import grams
+from paring.training.sites import LINEAR, Site, Sites, place
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
-from paring.training.weights import Compressed, Target, flat_of, folding
-
-_INTEGER = ("int8", "int4")
-
-
-@dataclass(eq=False)
-class Place:
-    """An operation of the model: where it is, and what its rule says."""
-
-    op: Any
-    path: str
-    parts: list[Part] = field(default_factory=list)
-    rule: Rule | None = None
-    reason: str = ""
-
-    @property
-    def quantize(self) -> Quantize | None:
-        """Its last stage where it quantizes."""
-        return self.rule.apply if self.rule is not None else None
+from paring.training.weights import Compressed
 
 
 def attach(
@@ -101,7 +81,9 @@ def attach(
     _match(places, chosen)
     sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
     _leaf_sites(places, found, sites)
-    plans = _algorithms(model, places, sites, batches, steps_per_epoch, epochs)
+    plans, begun = algorithms(
+        places, found, steps_per_epoch, epochs, lambda ops: grams(model, ops, batches or ()), sites
+    )
     if not plans and not sites.all():
         raise InputError(
             "the recipe touches no layer", where=f"model {model.name}", expected="a layer with weights that a rule selects",
@@ -113,6 +95,7 @@ def attach(
         raise BoundError(
             "layers would stay float", expected="none (strict)", got="; ".join(f"{r.path} ({r.reason})" for r in left)
         )
+    factor_sites(plans, by_op, sites)
     sites.folded = {op: norm for op, norm in sites.folded.items() if by_op[op].quantize is not None and plans.get(op)}
     state = State()
     state.settings = {
@@ -120,32 +103,41 @@ def attach(
         "paths": [p.path for p in places],
     }  # fmt: skip
     state.add("step", np.zeros((), np.float32))
-    learned = any(p.quantize is not None and getattr(p.quantize, "learned", False) for p in places)
+    learned = any(p.quantize is not None and p.quantize.steps == "lsq" for p in places)
     for site in sites.all():
         state.add(f"range/{site.name}", np.zeros(2, np.float32), trainable=learned, aggregation="mean")
-    compressed = {op: _compressed(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
-    attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
-    number = 0
-    for number, p in enumerate((p for p in places if p.rule is not None), 1):
-        attachment.labels[p.op] = number
-        attachment.settings[number] = p
-    _own(model, state)
-    state.attachment = attachment
-    before = [(plan.part.variable, plan.part.layout, plan.part.shape, plan.raw, plan.weight)
-              for own in plans.values() for plan in own if plan.weight is not plan.raw]  # fmt: skip
-    for variable, layout, shape, _, weight in before:
-        variable.assign(layout.weight(np, weight, shape))
-    try:
-        _patch(attachment, found, places, compressed)
-        if batches is not None and sites.all():
-            how = next(p.quantize for p in places if p.quantize is not None and p.quantize.static)
-            calibrate(attachment, batches, how)
-    except BaseException:
-        detach(model)
-        for variable, layout, shape, raw, _ in before:
-            variable.assign(layout.weight(np, raw, shape))
-        raise
+    with _beginning(begun):
+        compressed = {op: compressed_layer(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
+        attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
+        number = 0
+        for number, p in enumerate((p for p in places if p.rule is not None), 1):
+            attachment.labels[p.op] = number
+            attachment.settings[number] = p
+        _own(model, state)
+        state.attachment = attachment
+        try:
+            _patch(attachment, found, places, compressed)
+            if batches is not None and sites.all():
+                how = next(p.quantize for p in places if p.quantize is not None and p.quantize.static)
+                calibrate(attachment, batches, how)
+        except BaseException:
+            detach(model)
+            raise
     return attachment
+
+
+@contextmanager
+def _beginning(begun: Sequence[tuple[Part, np.ndarray]]) -> Iterator[None]:
+    """Gives weights the values with which training begins, and takes them back where attaching fails."""
+    before = [keras.ops.convert_to_numpy(part.variable) for part, _ in begun]
+    for part, matrix in begun:
+        part.variable.assign(part.layout.weight(np, matrix, part.shape))
+    try:
+        yield
+    except BaseException:
+        for (part, _), value in zip(begun, before, strict=True):
+            part.variable.assign(value)
+        raise
 
 
 def attachment_of(model: Any) -> Attachment:
@@ -331,91 +323,7 @@ def _leaf_sites(places: list[Place], found: Trace, sites: Sites) -> None:
         sites.outputs[p.op] = [Site(p.path, _bits(p))]
 
 
-# -- what they get ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A weight with what is to become of it.
-
-    Attributes:
-      part: The variable and how it lies.
-      algorithm: All stages of its rule, as one.
-      context: What the algorithm may know.
-      raw: The weight as it is, float32 [outputs, taps * inputs].
-      weight: As training begins with it; `raw` itself where that is no other.
-    """
-
-    part: Part
-    algorithm: Algorithm
-    context: Context
-    raw: np.ndarray = field(repr=False)
-    weight: np.ndarray = field(repr=False)
-
-
-def _algorithms(
-    model: Any, places: list[Place], sites: Sites, batches: Any, steps_per_epoch: int | None, epochs: float | None
-) -> dict[Any, list[Plan]]:
-    """For each layer its weights with their algorithms; budgets over all weights of a rule are shared out here."""
-    groups: dict[Any, list[tuple[Place, Part]]] = {}
-    for p in places:
-        if p.rule is not None:
-            for part in p.parts:
-                groups.setdefault(p.rule, []).append((p, part))
-    found: dict[Any, list[Plan]] = {}
-    staged = {rule: [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in rule.stages] for rule in groups}
-    asking = [p.op for rule, members in groups.items() if any(s.by_data for s in staged[rule]) for p, _ in members]
-    moments = grams(model, asking, batches) if asking and batches is not None else {}
-    for rule, members in groups.items():
-        weights = [
-            np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
-            for _, part in members
-        ]
-        contexts = [
-            Context(p.path, 0, (1,), taps=part.layout.taps(part.shape), gram=moments.get(p.op), gain=_gain(p.op, sites))
-            for p, part in members
-        ]
-        shared = [stage.allocate(weights, contexts) for stage in staged[rule]]
-        for number, (p, part) in enumerate(members):
-            algorithm, context = chain(*(own[number] for own in shared)), contexts[number]
-            begun = algorithm.prepare(weights[number], context)
-            plan = Plan(part, algorithm, replace(context, gram=None), weights[number], begun)  # moments are large
-            found.setdefault(p.op, []).append(plan)
-    return found
-
-
-def _gain(op: Any, sites: Sites) -> np.ndarray | None:
-    norm = sites.folded.get(op)
-    return None if norm is None else np.asarray(keras.ops.convert_to_numpy(folding(norm)[0]), np.float32)
-
-
-def _trainable(stage: Any) -> Any:
-    if type(stage).project is Algorithm.project:
-        raise InputError(
-            "cannot train with this algorithm", where=type(stage).__name__, expected="a `project` method",
-            todo="docs/your-own-algorithm.md shows one",
-        )  # fmt: skip
-    return stage
-
-
-def _compressed(p: Place, chosen: list[Plan], sites: Sites, state: State) -> Compressed:
-    targets: list[Target] = []
-    for plan in chosen:
-        part, algorithm, context = plan.part, plan.algorithm, plan.context
-        path = f"{p.path}/{part.variable.name}"  # a variable's own path is another one in a loaded model
-        if any(name.startswith(f"{path}/") for name in state.named):
-            path += f"#{len(targets)}"
-        extras = {
-            name: state.add(f"{path}/{name}", extra.value, trainable=extra.trainable)
-            for name, extra in algorithm.variables(plan.weight, context).items()
-        }
-        quantize = p.quantize if p.quantize is not None and p.quantize.weights in _INTEGER else None
-        targets.append(Target(part, algorithm, context, extras, quantize))
-    layer = p.op
-    linear = name_of(layer) in LINEAR
-    bias = getattr(layer, "bias", None) if linear and getattr(layer, "use_bias", True) else None
-    flat = flat_of(layer, targets[0].part) if len(targets) == 1 else None
-    return Compressed(layer, targets, sites.folded.get(layer), bias, flat)
+# -- at work ---------------------------------------------------------------------------------------------------------
 
 
 def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed: dict[Any, Compressed]) -> None:
@@ -456,12 +364,10 @@ def _row(p: Place, found: Trace, sites: Sites) -> Row:
     size = sum(int(np.prod(part.shape)) for part in p.parts)
     if p.rule is None:
         return Row(p.path, kind_of(p.op), "float", p.reason, size)
-    said = (
-        [stage.said() if hasattr(stage, "said") else type(stage).__name__ for stage in p.rule.stages] if p.parts else []
-    )
+    said = [stage.describe() for stage in p.stages] if p.parts else []
     if not p.parts and _bits(p):
         said = [f"int{_bits(p)} activations"] if p.op in sites.outputs or p.op in sites.inside else ["as its input"]
-    reason = p.reason
+    reason = "; ".join((p.reason, *p.left))
     if p.op in found.whole:
         reason += f"; not opened: {found.whole[p.op]}"
     return Row(p.path, kind_of(p.op), ", ".join(said) or "float", reason if said else f"{reason}; has no weights", size)
@@ -469,6 +375,3 @@ def _row(p: Place, found: Trace, sites: Sites) -> Row:
 
 def _said(places: list[Place]) -> str:
     return ", ".join(sorted({kind_of(p.op) for p in places})) or "no layer with weights"
-
-
-__all__ = ["Attachment", "Place", "attach", "attachment_of", "detach", "finalize", "replace"]

@@ -9,7 +9,6 @@ from math import prod
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from paring.compress.gram import Gram, GramSum

@@ -50,11 +50,13 @@ class Site:
       name: For messages and files: the path of the operation.
       bits: 8 or 16.
       fixed: The range where the kernel has one of its own.
+      symmetric: Whether zero is the middle of 8 bits, as products of two activations want it of the second.
     """
 
     name: str
     bits: int
     fixed: tuple[float, float] | None = None
+    symmetric: bool = False
     joined: Site | None = field(default=None, repr=False)
 
     def root(self) -> Site:
@@ -190,6 +192,8 @@ class _Placer:
         if name in _KEEP or (name == "Activation" and activation == "linear"):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
+        if name in ("Matmul", "Einsum") and len(read) == 2 and read[1] is not None:
+            read[1].root().symmetric = True
         value = node.outputs[0]
         follower = self.follower(node)
         if name == "BatchNormalization" and op not in self.taken:
@@ -226,6 +230,23 @@ class _Placer:
                 if other is not None and other.fixed is None and other.root() is not known[0].root():
                     other.root().joined = known[0].root()
         self.put(node, known)
+        if count == 3 and self.bits(op):
+            self.attention(node, known[0])
+
+    def attention(self, node: Any, result: Site | None) -> None:
+        """The projections of an attention layer, which no node shows: they read what it reads, and its output is theirs."""
+        op, read = node.op, [v for v in node.inputs if v in self.reals]
+        if self.times[op] > 1 or not 2 <= len(read) <= 3:
+            return
+        query, value, key = read[0], read[1], read[-1]
+        for name, source in (("query", query), ("key", key), ("value", value)):
+            layer = getattr(op, f"_{name}_dense", None)
+            if layer is not None and self.at.get(source) is not None:
+                self.found.source[layer] = self.at[source]
+                self.found.outputs[layer] = [Site(f"{node.path}/{name}", self.bits(op), symmetric=name != "query")]
+        last = getattr(op, "_output_dense", None)
+        if last is not None:
+            self.found.source[last], self.found.outputs[last] = self.found.inside[op][2], [result]
 
     def put(self, node: Any, sites: list[Site | None]) -> None:
         self.found.outputs.setdefault(node.op, sites)
