@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,19 @@ def trained(data: finetune.Data, seed: int, steps: int, stages: list[Settings], 
     return {**finetune.judged(path, data), "evaluated": deployed}
 
 
+def once(path: Path, asked: Mapping[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A run's row, kept beside its file, so that what was interrupted goes on with the same `--folder`."""
+    kept = path.with_suffix(".json")
+    if path.exists() and kept.exists():
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known["asked"] == asked:
+            return dict(known["row"])
+    keras.backend.clear_session()
+    row = run()
+    kept.write_text(json.dumps({"asked": asked, "row": row}), encoding="utf-8")
+    return row
+
+
 def cost(data: finetune.Data, rounds: int, jit: bool) -> dict[str, dict[str, float]]:
     """Processor time of five training steps over float's."""
     images, labels = next(data.batches(0, 0, 1))
@@ -159,9 +173,10 @@ def main() -> int:
         for name, stages in TECHNIQUES.items():
             if args.only and args.only not in name:
                 continue
-            keras.backend.clear_session()
             path = folder / f"paring-{list(TECHNIQUES).index(name)}-{seed}.tflite"
-            row = trained(data, seed, args.steps, stages, path)
+            row = once(
+                path, {"stages": stages, "steps": args.steps}, partial(trained, data, seed, args.steps, stages, path)
+            )
             figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
             found.setdefault(name, []).append(row)
     losses = finetune.summary(figure, found)

@@ -45,8 +45,8 @@ def grams(model: Any, layers: Sequence[Any], batches: Any) -> dict[Any, Gram]:
 
     with _watched(sums, see):
         run(model, batches)
-    found = {layer: total.finish() for layer, total in sums.items()}
-    return {layer: gram.centered() for layer, gram in found.items() if gram is not None}
+    means = {layer: total.finish() for layer, total in sums.items()}
+    return {layer: gram.centered() for layer, gram in means.items() if gram is not None}
 
 
 def unfolding_of(layer: Any) -> Unfolding | None:
@@ -57,7 +57,7 @@ def unfolding_of(layer: Any) -> Unfolding | None:
         return _in_parts(Unfolding("dense", (int(outputs), int(inputs))))
     if name not in ("Conv1D", "Conv2D") or layer.data_format != "channels_last" or layer.padding == "causal":
         return None
-    one = (1,) if name == "Conv1D" else ()
+    one = [1] if name == "Conv1D" else []
     *taps, inputs, outputs = (int(d) for d in layer.kernel.shape)
     height, width = (*one, *taps)
     params: dict[str, Any] = {"padding": int(layer.padding == "valid")}
