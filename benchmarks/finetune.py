@@ -158,8 +158,8 @@ def about(steps: int, seeds: int) -> str:
     """The protocol in a sentence or two."""
     return (
         f"ResNet8 (top-1 0.758 as it is) fine-tuned on CIFAR-10 as JPEG: {steps} steps of {BATCH} images for every "
-        f"technique, stages sharing them; shifts and flips; Adam, {RATE:g} down to a hundredth by half a cosine; {seeds} "
-        "seeds, the same data in the same order for every tool; accuracy on 2,000 test images, of the file that is "
+        f"technique, stages sharing them; shifts and flips; Adam, {RATE:g} down to a hundredth by half a cosine; up to "
+        f"{seeds} seeds, the same data in the same order for every tool; accuracy on 2,000 test images, of the file that is "
         "written, on default kernels."
     )
 
@@ -175,7 +175,7 @@ def summary(figure: figures.Figures, found: Mapping[str, Sequence[Mapping[str, A
         top1, change = spread([row["top1"] for row in rows]), spread(over)
         losses[name] = change["mean"]
         figure.row(
-            "ResNet8, mean of the seeds", technique=name, top1=top1["mean"], sd=top1["sd"], points_over_float=change["mean"],
+            "ResNet8, mean of the seeds", technique=name, seeds=len(rows), top1=top1["mean"], sd=top1["sd"], points_over_float=change["mean"],
             sd_of_points=change["sd"], zeros=min(row["zeros"] for row in rows), distinct=max(row["distinct"] for row in rows),
             bytes=max(row["bytes"] for row in rows), zstd=max(row["zstd"] for row in rows),
         )  # fmt: skip
