@@ -19,7 +19,7 @@ from paring.training import backends, calls
 from paring.training.attachment import MOMENTUM, Attachment, Row
 from paring.training.calibrating import batches_of, calibrate
 from paring.training.layouts import Part, kind_of, name_of, parts_of
-from paring.training.sites import LINEAR, Site, Sites, place
+from paring.training.sites import FLOAT, LINEAR, Site, Sites, place
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
 from paring.training.weights import Compressed, Target, flat_of
@@ -39,8 +39,9 @@ class Place:
 
     @property
     def quantize(self) -> Quantize | None:
-        """Its last stage where it quantizes."""
-        return self.rule.apply if self.rule is not None else None
+        """Its last stage where it quantizes, with the activations that its kernel has."""
+        stage = self.rule.apply if self.rule is not None else None
+        return replace(stage, activations="float") if stage is not None and name_of(self.op) in FLOAT else stage
 
 
 def attach(

@@ -14,7 +14,7 @@ from keras import ops
 from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
-from paring.training.sites import ACTIVE, LINEAR, Site, activation_of
+from paring.training.sites import ACTIVE, LINEAR, SUMS, Site, activation_of
 from paring.training.weights import Compressed, Flat, folding, on_grid, regrid, showing
 
 Call = Callable[..., Any]
@@ -89,6 +89,8 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
             run = functools.partial(_GATED[activation_of(op)], attachment, inside[-1])
     elif name_of(op) in _POOLED and outputs:
         run = _pooled(attachment, outputs[0], run)
+    elif name_of(op) in SUMS and inside:
+        run = _stepwise(attachment, op, inside, run)
     elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
         run = _added(attachment, op, sites.added[op], run)
     if compressed is not None:
@@ -313,6 +315,21 @@ def _attention(
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))
     return made, shares
+
+
+def _stepwise(attachment: Attachment, layer: Any, inside: list[Site], run: Call) -> Call:
+    """Three and more inputs, one behind the other: every sum or product between is a value of the file."""
+    merge = ops.add if name_of(layer) == "Add" else ops.multiply
+
+    def merged(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(inputs, (list, tuple)) or len(inputs) != len(inside) + 2:
+            return run(inputs, *args, **kwargs)
+        total = inputs[0]
+        for site, value in zip(inside, inputs[1:-1], strict=True):
+            total = attachment.at(site, merge(total, value))
+        return merge(total, inputs[-1])
+
+    return merged
 
 
 def _added(attachment: Attachment, op: Any, sites: tuple[Site, ...], run: Call) -> Call:
