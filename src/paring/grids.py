@@ -92,6 +92,8 @@ class Propagation:
             grid = plan.graph.tensors[tensor].quantization
             if grid is not None and grid.dtype in ("int8", "uint8") and dtype == "int8":
                 self.carried[tensor] = _signed(grid)
+            elif grid is not None and grid.dtype in ("int8", "uint8"):  # a range that somebody trained or fixed
+                self.carried[tensor] = activation_grid(*_span(grid), dtype)
         for op in reversed(self.ops):  # a range behind what only moves values is that of the values
             if self._same(op) and self._reals(op) == 1 and not op.ties:
                 known = [self.carried[t] for t in self.results(op) if t in self.carried]

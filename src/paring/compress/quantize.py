@@ -206,6 +206,15 @@ class Quantize(Algorithm):
         """The float32 values that the codes stand for."""
         return encoded.values.astype(np.float32) if encoded.grid is None else decode(encoded.values, encoded.grid)
 
+    def describe(self) -> str:
+        """In a few words.
+
+        >>> Quantize("int8", "int8").describe()
+        'int8 weights, int8 activations'
+        """
+        block = f" in blocks of {self.block_size}" if self.granularity == "block" else ""
+        return f"{self.weights} weights{block}, {self.activations} activations"
+
     # -- training --------------------------------------------------------------------------------------------------
 
     def variables(self, weight: np.ndarray, context: Context) -> dict[str, Extra]:

@@ -3,45 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 import numpy as np
 
-from paring.compress.base import Algorithm, Context
-from paring.compress.chain import chain
-from paring.compress.quantize import Quantize
 from paring.errors import BoundError, InputError
 from paring.graph import Demands, Graph, Op, Tensor, Weight, WeightUse
-from paring.recipe import Recipe, Rule
+from paring.recipe import Recipe
 from paring.training import backends, calls
+from paring.training.assign import Place, algorithms, compressed_layer, factor_sites
 from paring.training.attachment import MOMENTUM, Attachment, Row
 from paring.training.calibrating import batches_of, calibrate
-from paring.training.layouts import Part, kind_of, name_of, parts_of
-from paring.training.sites import FLOAT, LINEAR, Site, Sites, place
+from paring.training.layouts import kind_of, name_of, parts_of
+from paring.training.sites import LINEAR, Site, Sites, place
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
-from paring.training.weights import Compressed, Target, flat_of
-
-_INTEGER = ("int8", "int4")
-
-
-@dataclass(eq=False)
-class Place:
-    """An operation of the model: where it is, and what its rule says."""
-
-    op: Any
-    path: str
-    parts: list[Part] = field(default_factory=list)
-    rule: Rule | None = None
-    reason: str = ""
-
-    @property
-    def quantize(self) -> Quantize | None:
-        """Its last stage where it quantizes, with the activations that its kernel has."""
-        stage = self.rule.apply if self.rule is not None else None
-        return replace(stage, activations="float") if stage is not None and name_of(self.op) in FLOAT else stage
+from paring.training.weights import Compressed
 
 
 def attach(
@@ -100,7 +78,7 @@ def attach(
     _match(places, chosen)
     sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
     _leaf_sites(places, found, sites)
-    plans = _algorithms(places, steps_per_epoch, epochs)
+    plans = algorithms(places, found, steps_per_epoch, epochs)
     if not plans and not sites.all():
         raise InputError(
             "the recipe touches no layer", where=f"model {model.name}", expected="a layer with weights that a rule selects",
@@ -112,6 +90,7 @@ def attach(
         raise BoundError(
             "layers would stay float", expected="none (strict)", got="; ".join(f"{r.path} ({r.reason})" for r in left)
         )
+    factor_sites(plans, by_op, sites)
     sites.folded = {op: norm for op, norm in sites.folded.items() if by_op[op].quantize is not None and plans.get(op)}
     state = State()
     state.settings = {
@@ -119,10 +98,10 @@ def attach(
         "paths": [p.path for p in places],
     }  # fmt: skip
     state.add("step", np.zeros((), np.float32))
-    learned = any(p.quantize is not None and getattr(p.quantize, "learned", False) for p in places)
+    learned = any(p.quantize is not None and p.quantize.steps == "lsq" for p in places)
     for site in sites.all():
         state.add(f"range/{site.name}", np.zeros(2, np.float32), trainable=learned, aggregation="mean")
-    compressed = {op: _compressed(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
+    compressed = {op: compressed_layer(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
     attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
     number = 0
     for number, p in enumerate((p for p in places if p.rule is not None), 1):
@@ -324,59 +303,7 @@ def _leaf_sites(places: list[Place], found: Trace, sites: Sites) -> None:
         sites.outputs[p.op] = [Site(p.path, _bits(p))]
 
 
-# -- what they get ---------------------------------------------------------------------------------------------------
-
-
-def _algorithms(
-    places: list[Place], steps_per_epoch: int | None, epochs: float | None
-) -> dict[Any, list[tuple[Part, Algorithm, Context]]]:
-    """For each layer its weights with their algorithms; budgets over all weights of a rule are shared out here."""
-    groups: dict[Any, list[tuple[Place, Part]]] = {}
-    for p in places:
-        if p.rule is not None:
-            for part in p.parts:
-                groups.setdefault(p.rule, []).append((p, part))
-    found: dict[Any, list[tuple[Part, Algorithm, Context]]] = {}
-    for rule, members in groups.items():
-        weights = [
-            np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
-            for _, part in members
-        ]
-        contexts = [Context(p.path, 0, (1,), taps=part.layout.taps(part.shape)) for p, part in members]
-        stages = [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in rule.stages]
-        shared = [stage.allocate(weights, contexts) for stage in stages]
-        for number, (p, part) in enumerate(members):
-            found.setdefault(p.op, []).append((part, chain(*(own[number] for own in shared)), contexts[number]))
-    return found
-
-
-def _trainable(stage: Any) -> Any:
-    if type(stage).project is Algorithm.project:
-        raise InputError(
-            "cannot train with this algorithm", where=type(stage).__name__, expected="a `project` method",
-            todo="docs/your-own-algorithm.md shows one",
-        )  # fmt: skip
-    return stage
-
-
-def _compressed(p: Place, chosen: list[tuple[Part, Algorithm, Context]], sites: Sites, state: State) -> Compressed:
-    targets: list[Target] = []
-    for part, algorithm, context in chosen:
-        weight = np.asarray(part.layout.matrix(np, keras.ops.convert_to_numpy(part.variable)), np.float32)
-        path = f"{p.path}/{part.variable.name}"  # a variable's own path is another one in a loaded model
-        if any(name.startswith(f"{path}/") for name in state.named):
-            path += f"#{len(targets)}"
-        extras = {
-            name: state.add(f"{path}/{name}", extra.value, trainable=extra.trainable)
-            for name, extra in algorithm.variables(weight, context).items()
-        }
-        quantize = p.quantize if p.quantize is not None and p.quantize.weights in _INTEGER else None
-        targets.append(Target(part, algorithm, context, extras, quantize))
-    layer = p.op
-    linear = name_of(layer) in LINEAR
-    bias = getattr(layer, "bias", None) if linear and getattr(layer, "use_bias", True) else None
-    flat = flat_of(layer, targets[0].part) if len(targets) == 1 else None
-    return Compressed(layer, targets, sites.folded.get(layer), bias, flat)
+# -- at work ---------------------------------------------------------------------------------------------------------
 
 
 def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed: dict[Any, Compressed]) -> None:
@@ -417,12 +344,10 @@ def _row(p: Place, found: Trace, sites: Sites) -> Row:
     size = sum(int(np.prod(part.shape)) for part in p.parts)
     if p.rule is None:
         return Row(p.path, kind_of(p.op), "float", p.reason, size)
-    said = (
-        [stage.said() if hasattr(stage, "said") else type(stage).__name__ for stage in p.rule.stages] if p.parts else []
-    )
+    said = [stage.describe() for stage in p.stages] if p.parts else []
     if not p.parts and _bits(p):
         said = [f"int{_bits(p)} activations"] if p.op in sites.outputs or p.op in sites.inside else ["as its input"]
-    reason = p.reason
+    reason = "; ".join((p.reason, *p.left))
     if p.op in found.whole:
         reason += f"; not opened: {found.whole[p.op]}"
     return Row(p.path, kind_of(p.op), ", ".join(said) or "float", reason if said else f"{reason}; has no weights", size)
@@ -430,6 +355,3 @@ def _row(p: Place, found: Trace, sites: Sites) -> Row:
 
 def _said(places: list[Place]) -> str:
     return ", ".join(sorted({kind_of(p.op) for p in places})) or "no layer with weights"
-
-
-__all__ = ["Attachment", "Place", "attach", "attachment_of", "detach", "finalize", "replace"]

@@ -163,6 +163,10 @@ class Attachment:
             self.range(site)
             self.frozen[site] = self._frozen_grid(site)
         for layer, compressed in self.compressed.items():
+            if compressed.factored:
+                values = compressed.factors(training=False, step=None)
+                self.frozen[layer] = [None if v is None else ops.convert_to_numpy(v) for v in values]
+                continue
             shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
             constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
             self.frozen[layer] = constants, None if added is None else ops.convert_to_numpy(added)
@@ -218,13 +222,13 @@ class Attachment:
         now = ops.convert_to_tensor(variable)
         if not self.training:
             set_ = ops.cast(now[1] > now[0], x.dtype)
-            return set_ * ranges.evaluate(x, now[0], now[1], site.bits) + (1 - set_) * x
+            return set_ * ranges.evaluate(x, now[0], now[1], site.bits, site.symmetric) + (1 - set_) * x
         if not variable.trainable:
             wide = ops.cast(ops.stop_gradient(x), "float32")
             here = ops.stack([ops.minimum(ops.min(wide), 0.0), ops.maximum(ops.max(wide), 0.0)])
             now = ops.where(now[1] > now[0], now + (1 - self.momentum) * (here - now), here)
             variable.assign(now)
-        return ranges.train(x, now[0], now[1], site.bits)
+        return ranges.train(x, now[0], now[1], site.bits, site.symmetric)
 
     def scale(self, site: Site | None) -> Any:
         """The step of a site's grid, float32 scalar; None where there is none."""
@@ -241,7 +245,7 @@ class Attachment:
         else:
             now = ops.convert_to_tensor(self.state.named[f"range/{site.name}"])
             low, high = now[0], now[1]
-        return ranges.exact_grid(low, high, site.bits)
+        return ranges.exact_grid(low, high, site.bits, site.symmetric)
 
     def range(self, site: Site) -> tuple[float, float]:
         """The range of a site as it is now.

@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import AutocastScope  # keeps mixed precision out of the arithmetic on integers
 
 from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
@@ -94,7 +95,9 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
         run = _added(attachment, op, sites.added[op], run)
     if compressed is not None:
-        run = _with_weights(attachment, compressed, run)
+        two = compressed.factored
+        run = _factored(attachment, compressed, inside) if two else _with_weights(attachment, compressed, run)
+        run = _reads_bfloat16(attachment, run) if compressed.bfloat16 else run
     if type(op).__name__ not in ACTIVE and (op in sites.before or (activation_of(op) in _GATED and inside)):
         run = _with_activation(attachment, op, run, sites.before.get(op), inside)
     if op in sites.entries:
@@ -119,6 +122,18 @@ def _labelled(number: int | None, attachment: Attachment) -> Any:
     from paring.training import marks  # TensorFlow: only where a model is exported
 
     return marks.label(number)
+
+
+def _reads_bfloat16(attachment: Attachment, run: Call) -> Call:
+    """Activations rounded to bfloat16, straight through; a `.tflite` file has no such kernels and gets floats."""
+
+    def rounded(x: Any, *args: Any, **kwargs: Any) -> Any:
+        if attachment.mode == NORMAL:
+            x = ops.convert_to_tensor(x)
+            x = through(ops, ops.cast(ops.cast(x, "bfloat16"), x.dtype), x)
+        return run(x, *args, **kwargs)
+
+    return rounded
 
 
 def _entered(attachment: Attachment, site: Site, run: Call) -> Call:
@@ -173,6 +188,42 @@ def _flat(layer: Any, flat: Flat, mark: Call, x: Any, *_: Any, **__: Any) -> Any
     return ops.reshape(made, (-1, *lead, *flat.shape)) if wide or len(flat.shape) > 1 else made
 
 
+def _factored(attachment: Attachment, compressed: Compressed, inside: list[Site]) -> Call:
+    """A layer whose weight is a product: one thin layer behind the other, in training as in the file."""
+    layer, flat, part = compressed.layer, compressed.flat, compressed.targets[0].part
+    middle = inside[0] if inside else None
+
+    def products(x: Any, left: Any, right: Any) -> Any:
+        rank = int(right.shape[0])
+        if flat is None:
+            shape = (*part.shape[:-1], rank)
+            thin = layer.convolution_op(x, ops.cast(part.layout.weight(ops, right, shape), x.dtype))
+            last = ops.reshape(ops.transpose(left), (*[1] * layer.rank, rank, -1))
+            return ops.conv(attachment.at(middle, thin), ops.cast(last, x.dtype), data_format=layer.data_format)
+        thin = attachment.at(middle, ops.matmul(x, ops.cast(ops.transpose(right), x.dtype)))
+        return ops.matmul(thin, ops.cast(ops.transpose(left), x.dtype))
+
+    def run(x: Any, *_: Any, **__: Any) -> Any:
+        training = attachment.training
+        if attachment.mode == ANNOTATE:
+            left, right, bias = (None if v is None else ops.convert_to_tensor(v) for v in attachment.frozen[layer])
+        else:
+            step = attachment.step() if training else None
+            left, right, bias = compressed.factors(training=training, step=step)
+        x = ops.convert_to_tensor(x, layer.compute_dtype)
+        lead = ops.shape(x)[1 : len(x.shape) - (flat.summed if flat is not None else 1)]
+        wide = flat is not None and (bool(lead) or flat.summed > 1)
+        made = products(ops.reshape(x, (-1, flat.inputs)) if flat is not None and wide else x, left, right)
+        made = made if bias is None else made + _along(layer, bias, made)
+        made = layer.activation(made) if layer.activation is not None else made
+        if flat is None or not (wide or len(flat.shape) > 1):
+            return made
+        made = attachment.at(attachment.sites.sink(layer), made) if attachment.mode == ANNOTATE else made
+        return ops.reshape(made, (-1, *lead, *flat.shape))
+
+    return run
+
+
 def _shown(layer: Any, run: Call, shown: Any, watched: Any, args: Any, kwargs: Any) -> Any:
     own = {id(v) for v, _ in shown}
     with showing(shown, [v for i, v in watched.items() if i not in own], layer):
@@ -208,7 +259,8 @@ def _in_integers(layer: Any, run: Call, whole: Any, scales: Any, watched: Any, a
     codes = ops.cast(args[0], "float32") / scale
     layer.activation, keep = real, layer.__dict__.get("activation")
     try:
-        made = _shown(layer, run, shown, watched, (through(ops, ops.round(codes), codes), *args[1:]), kwargs)
+        with AutocastScope(None):  # codes are float32 under every policy
+            made = _shown(layer, run, shown, watched, (through(ops, ops.round(codes), codes), *args[1:]), kwargs)
     finally:
         layer.activation = keep
     return ops.cast(made, layer.compute_dtype)

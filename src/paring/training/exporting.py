@@ -32,7 +32,8 @@ from paring.optimize import Result, check_target, optimize
 from paring.plan import plan
 from paring.recipe import Recipe, Rule
 from paring.solve import requests
-from paring.training.attaching import Place, attachment_of
+from paring.training.assign import Place
+from paring.training.attaching import attachment_of
 from paring.training.attachment import Attachment
 
 _LABEL = re.compile(r"paring(\d+)")
@@ -253,8 +254,9 @@ def _recipe(source: TfliteModel, attachment: Attachment, found: Mapping[OpId, li
         else:
             assert place is not None
             chosen[op.id] = (Rule(stages=(quantize,), name=re.escape(place.path)), place.reason)
+    rules = tuple(replace(r, stages=tuple(_known(stage) for stage in r.stages)) for r in own.rules)
     trained = Trained(
-        own.rules, own.name, own.description, own.inputs, own.outputs, source=own.source, chosen=chosen
+        rules, own.name, own.description, own.inputs, own.outputs, source=own.source, chosen=chosen
     )  # fmt: skip
     if ranged:
         return trained
@@ -274,6 +276,11 @@ def _recipe(source: TfliteModel, attachment: Attachment, found: Mapping[OpId, li
 
 def _settings(quantize: Quantize | None) -> Quantize | None:
     """How the writer finds the trained numbers again: they lie on min-max grids, to be rounded to nearest."""
-    if quantize is None or quantize.activations == "bfloat16":
+    if quantize is None:
         return None
-    return replace(quantize, range="minmax", rounding="nearest", bias_correction=False)
+    return replace(_known(quantize), range="minmax", rounding="nearest", bias_correction=False)
+
+
+def _known(stage: Any) -> Any:
+    """A stage as LiteRT knows it: without bfloat16 activations."""
+    return replace(stage, activations="float") if getattr(stage, "activations", "") == "bfloat16" else stage

@@ -42,6 +42,7 @@ _OPERATIONS = {
     "HardSigmoid": "hard_sigmoid",
 }  # fmt: skip
 _INNER = {"SeparableConv1D": 1, "SeparableConv2D": 1, "Rescaling": 1, "Normalization": 1, "attention": 3}
+ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 ACTIVE = ("Activation", *_OPERATIONS, "ReLU")
 
 
@@ -53,11 +54,13 @@ class Site:
       name: For messages and files: the path of the operation.
       bits: 8 or 16.
       fixed: The range where the kernel has one of its own.
+      symmetric: Whether zero is the middle of 8 bits, as products of two activations want it of the second.
     """
 
     name: str
     bits: int
     fixed: tuple[float, float] | None = None
+    symmetric: bool = False
     joined: Site | None = field(default=None, repr=False)
 
     def root(self) -> Site:
@@ -193,6 +196,8 @@ class _Placer:
         if name in _KEEP or (name == "Activation" and activation == "linear"):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
+        if name in ("Matmul", "Einsum") and len(read) == 2 and read[1] is not None:
+            read[1].root().symmetric = True
         value = node.outputs[0]
         self.steps(node)
         follower = self.follower(node)
@@ -227,11 +232,28 @@ class _Placer:
                 if other is not None and other.fixed is None and other.root() is not known[0].root():
                     other.root().joined = known[0].root()
         self.put(node, known)
+        if name in ATTENTION and self.bits(op):
+            self.attention(node, known[0])
+
+    def attention(self, node: Any, result: Site | None) -> None:
+        """The projections of an attention layer, which no node shows: they read what it reads, and its output is theirs."""
+        op, read = node.op, [v for v in node.inputs if v in self.reals]
+        if self.times[op] > 1 or not 2 <= len(read) <= 3:
+            return
+        query, value, key = read[0], read[1], read[-1]
+        for name, source in (("query", query), ("key", key), ("value", value)):
+            layer = getattr(op, f"_{name}_dense", None)
+            if layer is not None and self.at.get(source) is not None:
+                self.found.source[layer] = self.at[source]
+                self.found.outputs[layer] = [Site(f"{node.path}/{name}", self.bits(op), symmetric=name != "query")]
+        last = getattr(op, "_output_dense", None)
+        if last is not None:
+            self.found.source[last], self.found.outputs[last] = self.found.inside[op][2], [result]
 
     def steps(self, node: Any) -> None:
         """Sites between the steps of an operation that the file has as several, whatever follows it."""
         op, name, wide = node.op, name_of(node.op), self.bits(node.op)
-        count = _INNER.get("attention" if name in ("MultiHeadAttention", "GroupedQueryAttention") else name, 0)
+        count = _INNER.get("attention" if name in ATTENTION else name, 0)
         if name in SUMS:
             count = max(0, len(node.inputs) - 2)
         if not wide or node.outputs[0] not in self.reals:

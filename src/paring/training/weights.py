@@ -45,6 +45,16 @@ class Target:
 
     def matrix(self, *, training: bool, step: Any) -> Any:
         """The projected weight, float32 [outputs, taps * inputs]."""
+        return self.algorithm.project(ops, *self._now(training=training, step=step), self.context)
+
+    def factors(self, *, training: bool, step: Any) -> tuple[Any, Any]:
+        """The projected factors, float32 [outputs, rank] and [rank, taps * inputs]."""
+        found = self.algorithm.factors(ops, *self._now(training=training, step=step), self.context)
+        assert found is not None
+        return found
+
+    def _now(self, *, training: bool, step: Any) -> tuple[Any, dict[str, Any], Any]:
+        """The raw weight, the algorithm's variables behind their update, and the step."""
         raw = self.part.layout.matrix(ops, ops.cast(ops.convert_to_tensor(self.part.variable), "float32"))
         now = {name: ops.convert_to_tensor(v) for name, v in self.extras.items()}
         if training:
@@ -54,7 +64,7 @@ class Target:
                 self.extras[name].assign(ops.cast(now[name], self.extras[name].dtype))
         else:
             step = ops.convert_to_tensor(float("inf"), "float32")
-        return self.algorithm.project(ops, raw, now, step, self.context)
+        return raw, now, step
 
     def weight(self, matrix: Any) -> Any:
         """A matrix as the variable lies, in its type."""
@@ -105,6 +115,9 @@ class Compressed:
       layer: The layer.
       targets: Its weights; the last one is added up with the bias.
       norm: The batch normalization that folds into it.
+      bias: Its bias, None without one.
+      flat: How it is a product of matrices, None where it is not.
+      factored: Whether it runs as two products.
     """
 
     layer: Any
@@ -112,6 +125,25 @@ class Compressed:
     norm: Any = None
     bias: Any = None
     flat: Flat | None = None
+    factored: bool = False
+
+    def factors(self, *, training: bool, step: Any) -> tuple[Any, Any, Any]:
+        """Both factors, and what is added behind them (None for nothing); deployed, with batch normalization folded."""
+        with AutocastScope(None):
+            left, right = self.targets[0].factors(training=training, step=step)
+            bias = (
+                None if self.bias is None else ops.reshape(ops.cast(ops.convert_to_tensor(self.bias), "float32"), (-1,))
+            )
+            if not training and self.norm is not None and self.quantized:
+                factor, shift = folding(self.norm)
+                left = left * ops.reshape(factor, (-1, 1))
+                bias = shift if bias is None else bias * factor + shift
+        return left, right, bias
+
+    @property
+    def bfloat16(self) -> bool:
+        """True where it reads its input rounded to bfloat16."""
+        return any(t.quantize is not None and t.quantize.activations == "bfloat16" for t in self.targets)
 
     @property
     def quantized(self) -> bool:
@@ -153,7 +185,7 @@ class Compressed:
           Variables with their values, what is to be added to the result (None for nothing), and the real size of one unit of
           the result, float32 [outputs]; None where the layer has no such form.
         """
-        if len(self.targets) != 1 or not self.quantized:
+        if len(self.targets) != 1 or not self.quantized or self.factored:
             return None
         (target,) = self.targets
         assert target.quantize is not None
@@ -191,6 +223,11 @@ class Compressed:
 
 def folding(norm: Any) -> tuple[Any, Any]:
     """Factor and shift of a batch normalization in evaluation, float32 [channels]."""
+    with AutocastScope(None):
+        return _folding(norm)
+
+
+def _folding(norm: Any) -> tuple[Any, Any]:
     mean, variance = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (norm.moving_mean, norm.moving_variance))
     factor = ops.rsqrt(variance + norm.epsilon)
     if norm.scale:
