@@ -105,7 +105,7 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     number = attachment.labels.get(op)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        with _labelled(number, attachment):
+        with _labelled(number, op, attachment):
             made = run(*args, **kwargs)
             flat = keras.tree.flatten(made)
             if not any(outputs) or len(flat) < len(outputs):
@@ -116,12 +116,12 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     replace(attachment, op, "call", patched)
 
 
-def _labelled(number: int | None, attachment: Attachment) -> Any:
+def _labelled(number: int | None, op: Any, attachment: Attachment) -> Any:
     if number is None or attachment.mode != ANNOTATE:
         return nullcontext()
     from paring.training import marks  # TensorFlow: only where a model is exported
 
-    return marks.label(number)
+    return marks.label(number, op)
 
 
 def _reads_bfloat16(attachment: Attachment, run: Call) -> Call:
