@@ -36,6 +36,7 @@ from paring.training.assign import Place
 from paring.training.attaching import attachment_of
 from paring.training.attachment import Attachment
 
+_SHAPES = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _LABEL = re.compile(r"paring(\d+)")
 
 
@@ -210,10 +211,17 @@ def _bare_outputs(source: TfliteModel) -> None:
 
 
 def _named(source: TfliteModel, attachment: Attachment) -> dict[OpId, list[Place]]:
-    """The operations that each operator belongs to, by its name; then tensors are named by layer paths."""
+    """The operations that each operator belongs to, by its name; then tensors are named by layer paths.
+
+    What only gives a shape to the model's output has the output's name, and belongs to what makes its input.
+    """
     graph = view(source, fold_ranges=True)
     places = attachment.settings
     found = {op.id: [places[int(n)] for n in _LABEL.findall(op.name) if int(n) in places] for op in graph.ops}
+    makers = graph.producers()
+    for op in graph.ops:
+        if op.native in _SHAPES and not found[op.id] and op.inputs[0] in makers:
+            found[op.id] = found[makers[op.inputs[0]].id]
     for subgraph in source.subgraphs:
         for tensor in subgraph.tensors:
             if tensor.name and _LABEL.search(tensor.name):
