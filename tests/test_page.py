@@ -92,7 +92,7 @@ def test_a_page_of_200_layers_is_small_and_one_file():
 
 def test_results_without_anything_to_show_are_refused():
     with pytest.raises(
-        InputError, match=r"cannot make a page: expected comparison or tuning in the results, got paring"
+        InputError, match=r"cannot make a page: expected comparison or tuning or algorithms in the results, got paring"
     ):
         render({"paring": "0.1.0"})
 
