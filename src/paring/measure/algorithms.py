@@ -109,6 +109,11 @@ def check(asked: Entry) -> None:
     for stage in asked.stages:
         if type(stage) in STAGES.values():
             continue
+        if type(stage).project is Algorithm.project:
+            raise InputError(
+                "cannot train with this algorithm", where=asked.label, expected=f"a `project` method of {type(stage).__name__}",
+                todo="docs/your-own-algorithm.md shows one",
+            )  # fmt: skip
         found = check_algorithm(stage, backends=(), raises=False)
         if not found.ok:
             first = found.failures[0]

@@ -41,7 +41,7 @@ from paring.testing import broken
 from paring.training.attaching import attach, attachment_of
 from paring.training.exporting import export, from_marked, save_marked
 
-RATES = (3e-3, 1e-3)  # Adam's, of training in float and of what follows; each falls to zero by half a cosine
+RATE = 2e-3  # Adam's, of training in float and again of what follows; falls to zero by half a cosine
 ROUNDS = 10  # in which the models take turns; the first one compiles, and is not timed
 CALIBRATION = 256
 Build = Callable[[tuple[int, ...], int], Any]
@@ -180,18 +180,22 @@ def _trained(
     """All algorithms with one seed, trained in turns."""
     images, classes, _, _ = data.split(seed)
     tell(f"{data.name}, {name}, seed {seed}: training in float")
-    begun = _built(name, build, data, seed)
-    _compile(begun, RATES[0], steps)
-    for chosen in order(len(images), batch, steps, (seed, 0)):
-        begun.train_on_batch(images[chosen], classes[chosen])
-    members = []
+    members: list[_Member] = []
     for asked in entries:
         model = _built(name, build, data, seed)
-        model.set_weights(begun.get_weights())
+        if members:
+            model.set_weights(members[0].model.get_weights())
         if asked.stages:
             with _blaming(asked):
                 attach(model, asked.recipe, images[:CALIBRATION], steps_per_epoch=steps, epochs=1)
-        _compile(model, RATES[1], steps)
+        schedule = keras.optimizers.schedules.CosineDecay(RATE, steps)
+        # Without XLA: compiling takes longer than all steps of a small model.
+        model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", jit_compile=False)
+        if not members:  # the float twin
+            for chosen in order(len(images), batch, steps, (seed, 0)):
+                model.train_on_batch(images[chosen], classes[chosen])
+            for variable in model.optimizer.variables:  # it begins again, as the others do
+                variable.assign(keras.ops.zeros_like(variable))
         members.append(_Member(asked, seed, model))
     rounds = np.array_split(order(len(images), batch, steps, (seed, 1)), min(ROUNDS, steps))
     for number, chosen in enumerate(rounds):
@@ -225,12 +229,6 @@ def _built(name: str, build: Build, data: DataSet, seed: int) -> Any:
             "cannot train the model", where=name, expected=f"{data.count} probabilities per image", got=got
         )
     return made
-
-
-def _compile(model: Any, rate: float, steps: int) -> None:
-    schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-    # Without XLA: compiling takes longer than all steps of a small model.
-    model.compile(keras.optimizers.Adam(schedule), "sparse_categorical_crossentropy", jit_compile=False)
 
 
 @contextmanager
