@@ -51,14 +51,23 @@ def calibrate(attachment: Attachment, batches: Any, how: Quantize) -> None:
       InputError: The model does not take a batch, or a value is not finite.
     """
     with attachment.working(CALIBRATE):
-        for batch in batches:
-            try:
-                attachment.model(batch, training=False)
-            except (ValueError, TypeError) as error:
-                shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", type(x).__name__), batch)
-                raise InputError(
-                    "cannot calibrate", where=f"model {attachment.model.name}", expected="batches as the model takes them",
-                    got=str(shapes), todo=str(error).strip().splitlines()[0][:300],
-                ) from error  # fmt: skip
+        run(attachment.model, batches)
     attachment.calibrated(lambda site: (how.range, how.percentile))
     attachment.samples = batches[:SAMPLES]
+
+
+def run(model: Any, batches: Any) -> None:
+    """Calls a model on batches.
+
+    Raises:
+      InputError: It does not take one of them.
+    """
+    for batch in batches:
+        try:
+            model(batch, training=False)
+        except (ValueError, TypeError) as error:
+            shapes = keras.tree.map_structure(lambda x: getattr(x, "shape", type(x).__name__), batch)
+            raise InputError(
+                "cannot calibrate", where=f"model {model.name}", expected="batches as the model takes them",
+                got=str(shapes), todo=str(error).strip().splitlines()[0][:300],
+            ) from error  # fmt: skip
