@@ -238,12 +238,11 @@ def judged(path: Path) -> dict[str, Any]:
             if tensor.weight is None:
                 continue
             values = tensor.weight.read()
-            rows = (
-                np.moveaxis(values, use.axis, 0).reshape(values.shape[use.axis], -1)
-                if use.axis is not None
-                else [values]
-            )
-            zeros, total = zeros + int((values == 0).sum()), total + values.size
+            lead = np.moveaxis(values, use.axis, 0) if use.axis is not None else values[None]
+            rows = lead.reshape(len(lead), -1)
+            if rows.shape[1] == 1:  # one factor per channel: a normalization that was not folded
+                continue
+            zeros, total = zeros + int((rows == 0).sum()), total + rows.size
             distinct = max(distinct, *(len(np.unique(row)) for row in rows))
     return {
         "bytes": path.stat().st_size,
