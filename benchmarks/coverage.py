@@ -45,7 +45,6 @@ TECHNIQUES: dict[str, list[dict[str, Any]]] = {
     "chain": [SPARSE, CLUSTER, INT8],
 }
 RESULTS = figures.REPOSITORY / "docs" / "figures" / "coverage.json"
-MOMENTUM = 0.5  # of batch normalization and of ranges: in three steps the usual 0.99 would forget nothing
 STEPS, BATCH = 3, families.COUNT // 3
 LEAST_ZEROS = 0.49  # of all weights; half of an odd number is rounded down
 SAME = 1e-4  # of the output's spread: a loaded model computes what the saved one did
@@ -165,11 +164,10 @@ def _attempt(family: str, technique: str, clock: Clock) -> dict[str, Any]:
     keras.backend.clear_session()
     case = families.build(family)
     model, x, stages = case.model, case.x, TECHNIQUES[technique]
-    settle(model, x)
     parameters = model.count_params()
     clock.step("attach")
     recipe = {"version": 1, "rules": [{"kind": "*", "apply": stages}]}
-    attachment = training.attach(model, recipe, x, steps_per_epoch=STEPS, epochs=1, momentum=MOMENTUM)
+    attachment = training.attach(model, recipe, x, steps_per_epoch=STEPS, epochs=1, momentum=families.MOMENTUM)
     clock.step("fit")
     if case.loss is not None:
         model.compile(keras.optimizers.SGD(1e-3), case.loss)
@@ -216,19 +214,6 @@ def _attempt(family: str, technique: str, clock: Clock) -> dict[str, Any]:
         **agreement,
         **kept,
     }
-
-
-def settle(model: Any, x: Any) -> None:
-    """Gives batch normalization the statistics of the data, as in a trained network; from there they follow quickly."""
-    import keras
-
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
-    for norm in norms:
-        norm.momentum = 0.0
-    if norms:
-        model(_tensors(x), training=True)
-    for norm in norms:
-        norm.momentum = MOMENTUM
 
 
 def promises(path: Path, technique: str) -> dict[str, Any]:
