@@ -143,6 +143,14 @@ class Sparsify(Algorithm):
         own = Pattern.parse(self.pattern).sparsity if self.pattern else None
         return float(own if own is not None else self.sparsity or 0.0)
 
+    def describe(self) -> str:
+        """In a few words.
+
+        >>> Sparsify(0.8, "16x1").describe()
+        '80 % zeros (16x1)'
+        """
+        return f"{100 * self.share:.3g} % zeros ({self.pattern or self.target or UNSTRUCTURED})"
+
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Prunes float32 weights; what is zero already stays zero where so much of it is that somebody pruned.
 

@@ -20,7 +20,7 @@ from paring.layer import Layer
 from paring.recipe import Rule
 from paring.targets import choose, find
 from paring.training.layouts import Part, kind_of, name_of
-from paring.training.sites import LINEAR, Site, Sites
+from paring.training.sites import FLOAT, LINEAR, Site, Sites
 from paring.training.state import State
 from paring.training.trace import Trace
 from paring.training.weights import Compressed, Target, flat_of, folding
@@ -53,8 +53,9 @@ class Place:
 
     @property
     def quantize(self) -> Quantize | None:
-        """Its last stage where it quantizes."""
-        return self.rule.apply if self.rule is not None else None
+        """Its last stage where it quantizes, with the activations that its kernel has."""
+        stage = self.rule.apply if self.rule is not None else None
+        return replace(stage, activations="float") if stage is not None and name_of(self.op) in FLOAT else stage
 
 
 Given = tuple[Part, Algorithm, Context]

@@ -15,7 +15,7 @@ from keras.src.backend import AutocastScope  # keeps mixed precision out of the 
 from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
-from paring.training.sites import ACTIVE, LINEAR, Site, activation_of
+from paring.training.sites import ACTIVE, LINEAR, SUMS, Site, activation_of
 from paring.training.weights import Compressed, Flat, folding, on_grid, regrid, showing
 
 Call = Callable[..., Any]
@@ -90,6 +90,8 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
             run = functools.partial(_GATED[activation_of(op)], attachment, inside[-1])
     elif name_of(op) in _POOLED and outputs:
         run = _pooled(attachment, outputs[0], run)
+    elif name_of(op) in SUMS and inside:
+        run = _stepwise(attachment, op, inside, run)
     elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
         run = _added(attachment, op, sites.added[op], run)
     if compressed is not None:
@@ -103,7 +105,7 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     number = attachment.labels.get(op)
 
     def patched(*args: Any, **kwargs: Any) -> Any:
-        with _labelled(number, attachment):
+        with _labelled(number, op, attachment):
             made = run(*args, **kwargs)
             flat = keras.tree.flatten(made)
             if not any(outputs) or len(flat) < len(outputs):
@@ -114,12 +116,12 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
     replace(attachment, op, "call", patched)
 
 
-def _labelled(number: int | None, attachment: Attachment) -> Any:
+def _labelled(number: int | None, op: Any, attachment: Attachment) -> Any:
     if number is None or attachment.mode != ANNOTATE:
         return nullcontext()
     from paring.training import marks  # TensorFlow: only where a model is exported
 
-    return marks.label(number)
+    return marks.label(number, op)
 
 
 def _reads_bfloat16(attachment: Attachment, run: Call) -> Call:
@@ -365,6 +367,21 @@ def _attention(
     dropped = dropout(shares, training=training) if dropout is not None else shares
     made = attachment.at(inside[2], ops.einsum("bnts,bsnh->btnh", dropped, value))
     return made, shares
+
+
+def _stepwise(attachment: Attachment, layer: Any, inside: list[Site], run: Call) -> Call:
+    """Three and more inputs, one behind the other: every sum or product between is a value of the file."""
+    merge = ops.add if name_of(layer) == "Add" else ops.multiply
+
+    def merged(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(inputs, (list, tuple)) or len(inputs) != len(inside) + 2:
+            return run(inputs, *args, **kwargs)
+        total = inputs[0]
+        for site, value in zip(inside, inputs[1:-1], strict=True):
+            total = attachment.at(site, merge(total, value))
+        return merge(total, inputs[-1])
+
+    return merged
 
 
 def _added(attachment: Attachment, op: Any, sites: tuple[Site, ...], run: Call) -> Call:

@@ -36,6 +36,7 @@ from paring.training.assign import Place
 from paring.training.attaching import attachment_of
 from paring.training.attachment import Attachment
 
+_SHAPES = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
 _LABEL = re.compile(r"paring(\d+)")
 
 
@@ -93,23 +94,30 @@ def export(
     with tempfile.TemporaryDirectory(prefix="paring-") as folder:
         marked = Path(folder) / "marked.tflite"
         notes = _marked(attachment, marked, Path(folder))
-        source = TfliteModel.open(marked)
-        source.notes, source.path = notes, f"{model.name} (Keras)"
-        _mend(source)
-        found = _named(source, attachment)
-        _bare_outputs(source)
-        recipe = _recipe(source, attachment, found, ranged=data is not None)
-        recipe = replace(recipe, inputs=inputs, outputs=outputs)
-        return optimize(
-            source,
-            recipe,
-            data,
-            output=target,
-            overwrite=overwrite,
-            strict=strict,
-            verified=verified,
-            max_error=max_error,
-        )
+        return from_marked(
+            attachment, marked, data, notes=notes, inputs=inputs, outputs=outputs, output=target, overwrite=overwrite,
+            strict=strict, verified=verified, max_error=max_error,
+        )  # fmt: skip
+
+
+def from_marked(
+    attachment: Attachment,
+    marked: Path,
+    data: Any = None,
+    *,
+    notes: tuple[str, ...] = (),
+    inputs: str = "float32",
+    outputs: str = "float32",
+    **options: Any,
+) -> Result:
+    """What `export` makes of the float file with marks; `options` are those of `optimize`."""
+    source = TfliteModel.open(marked)
+    source.notes, source.path = notes, f"{attachment.model.name} (Keras)"
+    _mend(source)
+    found = _named(source, attachment)
+    _bare_outputs(source)
+    recipe = _recipe(source, attachment, found, ranged=data is not None)
+    return optimize(source, replace(recipe, inputs=inputs, outputs=outputs), data, **options)
 
 
 # -- the float file, with marks ----------------------------------------------------------------------------------------
@@ -120,12 +128,7 @@ def _marked(attachment: Attachment, out: Path, work: Path) -> tuple[str, ...]:
     outcome = None
     for static in (False, True):
         folder = work / f"marked{int(static)}"
-        if keras.backend.backend() == "tensorflow":
-            write_marked(attachment, folder, static_batch=static)
-        else:
-            saved = work / "attached.keras"
-            attachment.model.save(saved)
-            _in_child([str(saved), str(folder), str(int(static))], work)
+        save_marked(attachment, folder, work, static_batch=static)
         outcome = convert_all([(folder, out)], work)[0]
         shutil.rmtree(folder)
         if outcome.error is None:
@@ -134,6 +137,16 @@ def _marked(attachment: Attachment, out: Path, work: Path) -> tuple[str, ...]:
             break
     assert outcome is not None and outcome.error is not None
     raise outcome.error
+
+
+def save_marked(attachment: Attachment, folder: Path, work: Path, *, static_batch: bool) -> None:
+    """Writes the model with its marks as a SavedModel, on any backend; `work` is for what lies about meanwhile."""
+    if keras.backend.backend() == "tensorflow":
+        write_marked(attachment, folder, static_batch=static_batch)
+    else:
+        saved = work / "attached.keras"
+        attachment.model.save(saved)
+        _in_child([str(saved), str(folder), str(int(static_batch))], work)
 
 
 def _in_child(arguments: list[str], work: Path) -> None:
@@ -210,10 +223,17 @@ def _bare_outputs(source: TfliteModel) -> None:
 
 
 def _named(source: TfliteModel, attachment: Attachment) -> dict[OpId, list[Place]]:
-    """The operations that each operator belongs to, by its name; then tensors are named by layer paths."""
+    """The operations that each operator belongs to, by its name; then tensors are named by layer paths.
+
+    What only gives a shape to the model's output has the output's name, and belongs to what makes its input.
+    """
     graph = view(source, fold_ranges=True)
     places = attachment.settings
     found = {op.id: [places[int(n)] for n in _LABEL.findall(op.name) if int(n) in places] for op in graph.ops}
+    makers = graph.producers()
+    for op in graph.ops:
+        if op.native in _SHAPES and not found[op.id] and op.inputs[0] in makers:
+            found[op.id] = found[makers[op.inputs[0]].id]
     for subgraph in source.subgraphs:
         for tensor in subgraph.tensors:
             if tensor.name and _LABEL.search(tensor.name):

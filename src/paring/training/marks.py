@@ -10,10 +10,28 @@ import tensorflow as tf
 
 
 @contextmanager
-def label(number: int) -> Iterator[None]:
-    """Operations made inside carry the number in their names."""
-    with tf.name_scope(f"paring{number}"):
+def label(number: int, op: Any) -> Iterator[None]:
+    """Operations that `op` makes inside carry the number in their names."""
+    with tf.name_scope(f"paring{number}"), _grouped(op):
         yield
+
+
+@contextmanager
+def _grouped(op: Any) -> Iterator[None]:
+    """A grouped convolution as one operation: Keras has it in a compiled function, in which names are lost."""
+    if getattr(op, "groups", 1) == 1 or not hasattr(op, "convolution_op") or op.data_format != "channels_last":
+        yield
+        return
+
+    def convolve(x: Any, kernel: Any) -> Any:
+        kernel = tf.convert_to_tensor(kernel)
+        return tf.nn.convolution(x, kernel, list(op.strides), op.padding.upper(), dilations=list(op.dilation_rate))
+
+    op.convolution_op = convolve
+    try:
+        yield
+    finally:
+        del op.convolution_op
 
 
 def annotate(x: Any, scale: float, zero: float, bits: int) -> Any:

@@ -17,6 +17,7 @@ LINEAR = (
     "Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D", "SeparableConv1D",
     "SeparableConv2D", "Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose",
 )  # fmt: skip
+FLOAT = ("Conv3D", "Conv3DTranspose")  # LiteRT has only float kernels
 _KEEP = {
     "InputLayer", "Reshape", "Flatten", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "SpatialDropout3D", "GaussianNoise",
     "GaussianDropout", "AlphaDropout", "ActivityRegularization", "StochasticDepth", "ZeroPadding1D", "ZeroPadding2D",
@@ -29,8 +30,10 @@ _SAME = {
     "AveragePooling1D", "AveragePooling2D", "AveragePooling3D", "AveragePool", "UpSampling1D", "UpSampling2D", "UpSampling3D",
     "Resizing", "Resize",
 }  # fmt: skip
+SUMS = ("Add", "Multiply")  # of more than two inputs: the file has them one behind the other
 _JOINED = {"Concatenate", "Stack", "Hstack", "Vstack"}
-_FUSES = {*LINEAR, "BatchNormalization", "Add", "Subtract", "Multiply"} - {"SeparableConv1D"}
+_TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")  # the converter leaves their relu alone
+_FUSES = {*LINEAR, "BatchNormalization", "Add", "Subtract", "Multiply"} - {"SeparableConv1D", *_TRANSPOSED}
 _FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
 _FIXED_16 = (-1.0, 32767 / 32768)
 _PLAIN = ("linear", "relu", "relu6")
@@ -39,6 +42,7 @@ _OPERATIONS = {
     "HardSigmoid": "hard_sigmoid",
 }  # fmt: skip
 _INNER = {"SeparableConv1D": 1, "SeparableConv2D": 1, "Rescaling": 1, "Normalization": 1, "attention": 3}
+ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 ACTIVE = ("Activation", *_OPERATIONS, "ReLU")
 
 
@@ -163,7 +167,7 @@ class _Placer:
                 self.users.setdefault(value, []).append(node)
         self.at: dict[int, Site | None] = {}
         self.found = Sites()
-        self.taken: set[Any] = set()  # batch normalizations that were folded
+        self.taken: dict[Any, str] = {}  # batch normalizations that were folded, and into what
 
     def run(self) -> Sites:
         for number, value in enumerate(self.entries):
@@ -195,14 +199,15 @@ class _Placer:
         if name in ("Matmul", "Einsum") and len(read) == 2 and read[1] is not None:
             read[1].root().symmetric = True
         value = node.outputs[0]
+        self.steps(node)
         follower = self.follower(node)
         if name == "BatchNormalization" and op not in self.taken:
             self.found.alone[op] = first
         if name in LINEAR and activation == "linear" and follower is not None and _normalizes(follower, op):
             self.found.folded[op] = self.found.then[op] = follower
-            self.taken.add(follower)
+            self.taken[follower] = name
             return
-        if name in _FUSES and activation == "linear" and follower is not None and _fused(follower):
+        if self.taken.get(op, name) in _FUSES and activation == "linear" and follower is not None and _fused(follower):
             self.found.then[op] = follower
             return
         wide = self.width(value, op)
@@ -211,14 +216,11 @@ class _Placer:
         if name in _SAME and first is not None:
             self.put(node, [first] * len(node.outputs))
             return
-        count = _INNER.get("attention" if name in ("MultiHeadAttention", "GroupedQueryAttention") else name, 0)
         if self.bits(op):
-            for step in range(len(self.found.inside.get(op, ())), count):
-                self.found.inside.setdefault(op, []).append(Site(f"{node.path}/{step}", wide))
             if activation == "silu" or activation == "hard_sigmoid":
                 fixed = _fixed("sigmoid", wide) if activation == "silu" else (0.0, 6.0)
                 self.found.inside.setdefault(op, []).append(Site(f"{node.path}/gate", wide, fixed))
-            if name not in ACTIVE and activation not in _PLAIN:
+            if name not in ACTIVE and (activation not in _PLAIN or (name in _TRANSPOSED and activation != "linear")):
                 self.found.before.setdefault(op, Site(f"{node.path}/before", wide))
         known = self.found.outputs.get(op)
         if known is None:
@@ -230,7 +232,7 @@ class _Placer:
                 if other is not None and other.fixed is None and other.root() is not known[0].root():
                     other.root().joined = known[0].root()
         self.put(node, known)
-        if count == 3 and self.bits(op):
+        if name in ATTENTION and self.bits(op):
             self.attention(node, known[0])
 
     def attention(self, node: Any, result: Site | None) -> None:
@@ -247,6 +249,17 @@ class _Placer:
         last = getattr(op, "_output_dense", None)
         if last is not None:
             self.found.source[last], self.found.outputs[last] = self.found.inside[op][2], [result]
+
+    def steps(self, node: Any) -> None:
+        """Sites between the steps of an operation that the file has as several, whatever follows it."""
+        op, name, wide = node.op, name_of(node.op), self.bits(node.op)
+        count = _INNER.get("attention" if name in ATTENTION else name, 0)
+        if name in SUMS:
+            count = max(0, len(node.inputs) - 2)
+        if not wide or node.outputs[0] not in self.reals:
+            return
+        for step in range(len(self.found.inside.get(op, ())), count):
+            self.found.inside.setdefault(op, []).append(Site(f"{node.path}/{step}", wide))
 
     def put(self, node: Any, sites: list[Site | None]) -> None:
         self.found.outputs.setdefault(node.op, sites)
