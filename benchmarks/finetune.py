@@ -176,7 +176,8 @@ def summary(figure: figures.Figures, found: Mapping[str, Sequence[Mapping[str, A
         losses[name] = change["mean"]
         figure.row(
             "ResNet8, mean of the seeds", technique=name, seeds=len(rows), top1=top1["mean"], sd=top1["sd"],
-            points_over_float=change["mean"], sd_of_points=change["sd"], zeros=min(row["zeros"] for row in rows), distinct=max(row["distinct"] for row in rows),
+            points_over_float=change["mean"], sd_of_points=change["sd"],
+            zeros=min(row["zeros"] for row in rows), distinct=max(row["distinct"] for row in rows),
             bytes=max(row["bytes"] for row in rows), zstd=max(row["zstd"] for row in rows),
         )  # fmt: skip
     return losses
