@@ -226,11 +226,11 @@ def main() -> int:
             try:
                 if not path.exists():  # files of an interrupted run are judged, not made again
                     path.write_bytes(technique(Run(data, seed, args.steps)))
-                row = finetune.judged(path, data)
+                row = {"seed": seed} | finetune.judged(path, data)
             except Exception as error:  # what tfmot cannot do is a finding of this benchmark
                 figure.note(f"{name}: not possible: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
                 continue
-            figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
+            figure.row("ResNet8, by seed", technique=name, **row)
             found.setdefault(name, []).append(row)
     finetune.summary(figure, found)
     if args.rounds:

@@ -181,10 +181,10 @@ def main() -> int:
             if args.finished and not path.with_suffix(".json").exists():
                 figure.note(f"{name}: no run with seed {seed}")
                 continue
-            row = once(
+            row = {"seed": seed} | once(
                 path, {"stages": stages, "steps": args.steps}, partial(trained, data, seed, args.steps, stages, path)
             )
-            figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
+            figure.row("ResNet8, by seed", technique=name, **row)
             found.setdefault(name, []).append(row)
     losses = finetune.summary(figure, found)
     for name, most in MOST_LOST.items():
