@@ -129,9 +129,6 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "mean": float(np.mean(values)) if len(values) else math.nan,
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
     }
-        "mean": float(np.mean(values)) if len(values) else math.nan,
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-    }
 
 
 def alternated(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, dict[str, float]]:
