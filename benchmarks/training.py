@@ -195,7 +195,10 @@ def main() -> int:
     compare(figure, found, figures.REPOSITORY / "docs" / "figures" / "tfmot.json")
     if args.rounds:
         for mode, jit in (("graph mode", False), ("jit_compile=True", True))[: 1 + args.jit]:
-            for name, values in cost(data, args.rounds, jit).items():
+            kept = folder / f"cost-{int(jit)}.json"  # beside the runs, which take longer
+            if not kept.exists():
+                kept.write_text(json.dumps(cost(data, args.rounds, jit)), encoding="utf-8")
+            for name, values in json.loads(kept.read_text(encoding="utf-8")).items():
                 figure.row(f"cost of a training step over float, {mode}", technique=name, **values)
                 if name != "float":
                     figure.at_most(f"{name}, {mode}: cost of a step over float", values["ratio"], COSTS[name][1])
