@@ -16,7 +16,7 @@ from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import ACTIVE, LINEAR, SUMS, Site, activation_of
-from paring.training.weights import Compressed, Flat, folding, on_grid, regrid, showing
+from paring.training.weights import Compressed, Flat, normalizing, showing
 
 Call = Callable[..., Any]
 _BIG = 1e9
@@ -279,10 +279,7 @@ def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) ->
         scale = attachment.scale(source)
         if not own or len(x.shape) != 4 or norm.axis not in (3, -1):
             return run(x, *args, **kwargs)
-        factor, shift = folding(norm)
-        if scale is not None:
-            factor = ops.reshape(regrid(ops.reshape(factor, (-1, 1)), 127), (-1,))
-            shift = on_grid(shift, scale, ops.reshape(factor, (-1, 1)), 127)
+        factor, shift = attachment.frozen[norm] if attachment.mode == ANNOTATE else normalizing(norm, scale)
         kernel = ops.cast(ops.reshape(factor, (1, 1, -1, 1)), x.dtype)
         return ops.depthwise_conv(x, kernel) + ops.cast(shift, x.dtype)
 
