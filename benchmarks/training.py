@@ -15,6 +15,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,8 @@ INT4: Settings = {"quantize": {"weights": "int4", "activations": "int8"}}
 
 
 def sparsify(share: float) -> Settings:
-    """Single weights, one threshold for all layers, rising over the first 0.3 of the steps as in tfmot's twin (PQAT)."""
-    rise = {"schedule": "polynomial", "start": 0.0, "end": 0.3, "unit": "fraction", "every": 10}
-    return {"sparsify": {"sparsity": share, "pattern": "unstructured", "allocation": "global", **rise}}
+    """Single weights, chosen before the first step on the images that ranges are calibrated on; then they stay."""
+    return {"sparsify": {"sparsity": share, "pattern": "unstructured", "allocation": "error"}}
 
 
 CLUSTER: Settings = {"cluster": {"clusters": 16, "granularity": "channel", "start": 0.4, "unit": "fraction"}}
@@ -105,6 +105,19 @@ def trained(data: finetune.Data, seed: int, steps: int, stages: list[Settings], 
     return {**finetune.judged(path, data), "evaluated": deployed}
 
 
+def once(path: Path, asked: Mapping[str, Any], run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """A run's row, kept beside its file, so that what was interrupted goes on with the same `--folder`."""
+    kept = path.with_suffix(".json")
+    if path.exists() and kept.exists():
+        known = json.loads(kept.read_text(encoding="utf-8"))
+        if known["asked"] == asked:
+            return dict(known["row"])
+    keras.backend.clear_session()
+    row = run()
+    kept.write_text(json.dumps({"asked": asked, "row": row}), encoding="utf-8")
+    return row
+
+
 def cost(data: finetune.Data, rounds: int, jit: bool) -> dict[str, dict[str, float]]:
     """Processor time of five training steps over float's."""
     images, labels = next(data.batches(0, 0, 1))
@@ -160,9 +173,10 @@ def main() -> int:
         for name, stages in TECHNIQUES.items():
             if args.only and args.only not in name:
                 continue
-            keras.backend.clear_session()
             path = folder / f"paring-{list(TECHNIQUES).index(name)}-{seed}.tflite"
-            row = trained(data, seed, args.steps, stages, path)
+            row = once(
+                path, {"stages": stages, "steps": args.steps}, partial(trained, data, seed, args.steps, stages, path)
+            )
             figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
             found.setdefault(name, []).append(row)
     losses = finetune.summary(figure, found)

@@ -9,7 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from paring.measure.result import Candidate, Comparison, Error, Histogram, Layer, Sensitivity, Tuning
+from paring.measure.result import (
+    AlgorithmBench,
+    AlgorithmRow,
+    AlgorithmRun,
+    AlgorithmTable,
+    Candidate,
+    Comparison,
+    Error,
+    Histogram,
+    Layer,
+    Sensitivity,
+    Tuning,
+)
 
 RECIPE = {
     "version": 1,
@@ -164,3 +176,36 @@ def tuning() -> Tuning:
     return Tuning(
         "models/resnet8.tflite", "top1", limits, before, tuple(found), tuple(swept), (200, 1000), 187.4, 3, notes
     )
+
+
+def algorithms() -> AlgorithmBench:
+    """Two models, eight algorithms on each, three seeds; of one no file could be written."""
+    rng = np.random.default_rng(9)
+
+    def row(label: str, size: int, drop: float, step: float) -> AlgorithmRow:
+        stages = () if label == "float" else ({label.split("{")[0]: {"clusters": 16, "granularity": "channel"}},)
+        changes = [-drop + float(rng.normal(0, 0.4)) for _ in range(3)]
+        runs = tuple(AlgorithmRun(i, 0.96 + c / 100, c, size, size // 2, 0.5, 16) for i, c in enumerate(changes))
+        return AlgorithmRow(
+            label,
+            stages,
+            0.96 - drop / 100,
+            0.008,
+            -drop,
+            0.4,
+            size,
+            size / 2,
+            0.5,
+            16,
+            step,
+            step * 0.95,
+            step * 1.1,
+            runs,
+        )
+
+    rows = [row("float", 41_000, 0.0, 1.0)]
+    rows += [row(f"mine:Algorithm{i}{{rate: 0.{i}}}", 30_000 - 3_000 * i, 0.3 * i, 1.0 + i / 10) for i in range(1, 7)]
+    missing = {"bytes": None, "zstd": None, "zeros": None, "distinct": None, "notes": ("no file was written: reason",)}
+    rows.append(replace(row("mine:Unwritten", 0, 2.0, 1.5), **missing, step=None, step_low=None, step_high=None))
+    tables = tuple(AlgorithmTable("digits", model, 9610, (399, 200), tuple(rows)) for model in ("cnn", "mlp"))
+    return AlgorithmBench("tensorflow", 200, 32, 3, tables, 118.2, ("a note",))

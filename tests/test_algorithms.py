@@ -222,9 +222,10 @@ def test_budgets_over_a_group_meet_the_share_of_all_its_weights(allocation, patt
         assert own[0].share > own[2].share
 
 
-def test_a_budget_by_error_is_refused_in_training():
-    with pytest.raises(InputError, match="Take allocation global, erk or uniform"):
-        Sparsify(0.5, allocation="error").allocate([weight_of((4, 4))], [layer()])
+@pytest.mark.parametrize(("gradual", "words"), [({}, "got none"), ({"start": 5}, "got a gradual schedule")])
+def test_a_budget_by_error_needs_data_and_all_zeros_at_once(gradual, words):
+    with pytest.raises(InputError, match=words + ".*take allocation global, erk or uniform"):
+        Sparsify(0.5, allocation="error", **gradual).allocate([weight_of((4, 4))], [layer()])
 
 
 # -- centers -----------------------------------------------------------------------------------------------------------

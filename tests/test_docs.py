@@ -50,9 +50,13 @@ def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 @pytest.mark.timeout(600)
+# Keras variables predate NumPy 2's `copy`.
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatch, request):
     if "delegate_path()" in page.read_text(encoding="utf-8"):
         request.getfixturevalue("native")
+    if "bench_algorithms(" in page.read_text(encoding="utf-8"):
+        request.getfixturevalue("tensorflow")
     monkeypatch.chdir(tmp_path)
     for kind, text in blocks(page):
         if kind != "console" and (name := re.match(r"# (\S+\.(?:yaml|py))\n", text)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 from browser import Page, start
-from results import RECIPE, as_results, comparison, tuning
+from results import RECIPE, algorithms, as_results, comparison, tuning
 
 from paring.errors import InputError
 from paring.measure.result import Comparison, Error, Histogram, Layer, Tuning
@@ -68,6 +69,7 @@ def look(driver: Any, tmp_path: Path) -> Iterator[Callable[..., Page]]:
 DEBUG = as_results("debug", "comparison", comparison())
 SMALL = as_results("debug", "comparison", comparison(30))
 TUNE = as_results("tune", "tuning", tuning())
+ALGORITHMS = as_results("bench-algorithms", "algorithms", algorithms())
 
 
 def layer(name: str, **others: Any) -> Layer:
@@ -92,7 +94,7 @@ def test_a_page_of_200_layers_is_small_and_one_file():
 
 def test_results_without_anything_to_show_are_refused():
     with pytest.raises(
-        InputError, match=r"cannot make a page: expected comparison or tuning in the results, got paring"
+        InputError, match=r"cannot make a page: expected comparison or tuning or algorithms in the results, got paring"
     ):
         render({"paring": "0.1.0"})
 
@@ -156,7 +158,7 @@ def test_no_line_of_the_graph_passes_through_a_foreign_layer():
 
 
 def test_the_page_opens_from_a_file_and_asks_for_nothing(look: Callable[..., Page]):
-    for results in (DEBUG, TUNE):
+    for results in (DEBUG, TUNE, ALGORITHMS):
         page = look(results)
         page.until("document.readyState === 'complete'")
         assert page.run("return performance.getEntriesByType('resource').length") == 0
@@ -384,7 +386,7 @@ def test_the_keyboard_reaches_everything(look: Callable[..., Page]):
     page.until("location.hash === '#layer-0' && document.activeElement.matches('.expand')")
 
 
-@pytest.mark.parametrize("results", [DEBUG, TUNE], ids=["debug", "tune"])
+@pytest.mark.parametrize("results", [DEBUG, TUNE, ALGORITHMS], ids=["debug", "tune", "algorithms"])
 def test_a_phone_needs_no_sideways_scrolling(look: Callable[..., Page], results: dict[str, Any]):
     page = look(results, width=360, height=740)
     page.run("document.querySelectorAll('details').forEach((found) => (found.open = true))")
@@ -419,7 +421,14 @@ def test_hostile_names_are_text_and_run_nothing(look: Callable[..., Page]):
     found = replace(tuning(), source=names[2], metric=names[0], notes=names)
     found = replace(found, candidates=tuple(replace(c, label=n) for c, n in zip(found.candidates, names, strict=False)))
     swept = tuple(replace(s, layer=n, native=n, scheme=n) for s, n in zip(found.sensitivity, names, strict=False))
-    for data in (results, as_results("tune", "tuning", replace(found, sensitivity=swept))):
+    bench = algorithms()
+    row = bench.tables[0].rows[1]
+    rows = tuple(replace(row, label=n, apply=({n: {n: n}},), notes=(n,)) for n in names)
+    bench = replace(
+        bench, backend=names[0], tables=(replace(bench.tables[0], data=names[1], model=names[2], rows=rows),)
+    )
+    tune = as_results("tune", "tuning", replace(found, sensitivity=swept))
+    for data in (results, tune, as_results("bench-algorithms", "algorithms", bench)):
         page = look(data)
         for button in page.all(".expand"):
             page.run("arguments[0].click()", button)
@@ -461,6 +470,39 @@ def test_the_curve_shows_every_candidate_and_leads_to_its_recipe(look: Callable[
     assert page.focused().text == made["candidates"][best]["label"]
     shown = page.find(f"#candidate-{best} pre").text
     assert Recipe.parse(shown).name == made["candidates"][best]["recipe"]["name"]
+
+
+def test_algorithms_are_drawn_with_their_spread_and_lead_to_their_rows(look: Callable[..., Page]):
+    page = look(ALGORITHMS)
+    made = ALGORITHMS["algorithms"]["tables"][1]["rows"]
+    points = page.all("#table-1-section svg a")
+    assert len(points) == len(made) - 1  # one has no size
+    assert len(page.all("#table-1-section svg .line")) == len(points)
+    assert (
+        points[0].find_elements(page.css, "rect.float") and "float: top-1 96.00 ± 0.80 %" in points[0].accessible_name
+    )
+    points[3].send_keys(page.keys.ENTER)
+    page.until("document.activeElement.matches('.expand[aria-expanded=true]')")
+    assert page.focused().text == made[3]["label"]
+    assert len(page.all("#algorithm-1-3 .fold tbody tr")) == 3
+    page.heading("table-1", "Points").find_element(page.css, "button").click()
+    points_shown = [float(v) for v in page.column("table-1", "Points")]
+    assert points_shown == pytest.approx(sorted((row["change"] for row in made), reverse=True), abs=1e-6)
+    page.heading("table-1", "zstd").find_element(page.css, "button").click()
+    assert page.column("table-1", "Algorithm")[-1] == "mine:Unwritten"
+
+
+def test_recipes_of_algorithms_on_the_page_load():
+    rows = [
+        {**row, "apply": [{"cluster": {"clusters": 8}}, {"quantize": {"weights": "int4", "activations": "int8"}}]}
+        for row in ALGORITHMS["algorithms"]["tables"][0]["rows"]
+    ]
+    table = {**ALGORITHMS["algorithms"]["tables"][0], "rows": rows}
+    text = render({**ALGORITHMS, "algorithms": {**ALGORITHMS["algorithms"], "tables": [table]}})
+    found = re.findall(r'<pre id="algorithm-\d+-\d+-recipe">(.*?)</pre>', text, re.DOTALL)
+    assert len(found) == len(rows)
+    stages = Recipe.parse(html.unescape(found[2])).rules[0].stages
+    assert [type(stage).__name__ for stage in stages] == ["Cluster", "Quantize"]
 
 
 def test_candidates_and_sensitivities_sort(look: Callable[..., Page]):

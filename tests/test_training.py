@@ -149,6 +149,72 @@ def test_data_of_another_shape_is_refused() -> None:
     _refused(dense(), recipe(INT8), np.zeros((4, 7), np.float32))
 
 
+def test_pruning_at_once_begins_with_what_data_says() -> None:
+    """Inputs that stand in for each other: the outputs suffer far less than under magnitude's zeros."""
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((256, 2)) @ rng.standard_normal((2, 6)) + 0.1 * rng.standard_normal((256, 6))).astype("f")
+    wanted, lost = dense().predict(x, verbose=0), []
+    for samples in (None, x):
+        model = dense()
+        paring.attach(model, recipe(PRUNE, name="one"), samples)
+        assert (model.get_layer("one").kernel.numpy() == 0).mean() == (0.5 if samples is not None else 0.0)
+        lost.append(float(np.square(model.predict(x, verbose=0) - wanted).sum()))
+        assert (paring.finalize(model).get_layer("one").kernel.numpy() == 0).mean() == 0.5
+    assert lost[1] < 0.25 * lost[0]
+
+
+def test_shares_by_error_meet_the_budget_and_come_back_with_the_file(tmp_path: Path) -> None:
+    x, y = data()
+    model, by_error = dense(), recipe({"sparsify": {"sparsity": 0.5, "allocation": "error"}})
+    with pytest.raises(InputError, match="share zeros out by error"):
+        paring.attach(model, by_error)
+    paring.attach(model, by_error, x)
+    compiled(model).fit(x, y, verbose=0)
+    zeros = [layer.kernel.numpy() == 0 for layer in (model.get_layer("one"), model.get_layer("two"))]
+    assert sum(z.sum() for z in zeros) == pytest.approx(0.5 * sum(z.size for z in zeros), abs=2)
+    model.save(tmp_path / "m.keras")
+    again = paring.load_model(tmp_path / "m.keras")
+    again.fit(x, y, verbose=0)
+    for name, before in zip(("one", "two"), zeros, strict=True):
+        assert np.array_equal(again.get_layer(name).kernel.numpy() == 0, before)
+
+
+def test_weights_are_as_before_where_attaching_fails_behind_the_choice_of_zeros() -> None:
+    model = dense()
+    before = portrait(model)
+    with pytest.raises(InputError, match="layer of at least 4 outputs"):
+        paring.attach(model, recipe({"sparsify": {"sparsity": 0.5, "pattern": "4x1"}}), data()[0])
+    assert same(before, portrait(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options"),
+    [
+        ("Conv2D", (7, 9, 4), {"kernel_size": (3, 2), "strides": (2, 1), "padding": "same"}),
+        ("Conv2D", (7, 9, 4), {"kernel_size": 3, "dilation_rate": 2, "padding": "valid", "groups": 2}),
+        ("Conv1D", (9, 4), {"kernel_size": 3, "strides": 2, "padding": "same"}),
+        ("Dense", (9, 4), {}),
+    ],
+)
+def test_moments_are_those_of_what_the_weights_meet(name: str, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+    """The variance of each output follows from the covariance of the inputs, exactly where every position is seen."""
+    from paring.training.layouts import parts_of
+    from paring.training.moments import grams
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(shape)
+    layer = getattr(keras.layers, name)(6, **options)
+    model = keras.Model(inputs, layer(inputs))
+    x = np.random.default_rng(0).standard_normal((8, *shape)).astype(np.float32) + 1
+    gram = grams(model, [layer], [x[:3], x[3:]])[layer]
+    (part,) = parts_of(layer)
+    rows = gram.unfolding.matrix(part.layout.matrix(np, layer.kernel.numpy()).reshape(gram.unfolding.shape))
+    found = gram.unfolding.channels(np.einsum("grk,gkl,grl->gr", rows, gram.second, rows))
+    made = model.predict(x, verbose=0).reshape(-1, 6)
+    np.testing.assert_allclose(found, made.var(axis=0), rtol=2e-3)
+    assert "call" not in layer.__dict__
+
+
 def test_strict_names_what_would_stay_float() -> None:
     model = dense()
     before = portrait(model)

@@ -14,7 +14,7 @@ from paring.sparsify import sparsify
 from paring.tuning import Tuned, tune
 
 if TYPE_CHECKING:
-    from paring.training import attach, export, finalize, load_model
+    from paring.training import attach, bench_algorithms, export, finalize, load_model
 
 __version__ = "0.1.0"
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "attach",
     "bench",
+    "bench_algorithms",
     "cluster",
     "compare",
     "delegate_path",
@@ -44,7 +45,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """What trains comes with Keras, when it is asked for."""
-    if name in ("attach", "export", "finalize", "load_model"):
+    if name in ("attach", "bench_algorithms", "export", "finalize", "load_model"):
         from paring import training
 
         return getattr(training, name)

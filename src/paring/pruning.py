@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from paring.compress.allocate import allocate
+from paring.compress.allocate import SHARES, allocate
 from paring.compress.base import Context, Encoded
 from paring.compress.gram import Gram
 from paring.compress.pattern import UNSTRUCTURED, Pattern
@@ -29,7 +29,6 @@ from paring.recipe import Rule
 from paring.replay import Replay
 from paring.targets import THRESHOLD, sparse_choice
 
-SHARES = (0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)  # at which the error of a layer is measured
 MARGIN = 0.02  # above the share from which on kernels look at a layer: blocks meet a share only nearly
 LEAST = 0.01  # share of zeros that is worth a layer's rounding
 _INTEGER = ("int8", "uint8", "int16", "int4")

@@ -50,9 +50,33 @@ def _root(
 
 def main() -> None:
     """Entry point: 0 done, 1 a bound was missed, 2 bad input or usage, 130 interrupted."""
-    from paring.cli import bench, cluster, debug, demo, inspect, optimize, quantize, recipes, sparsify, tune
+    from paring.cli import (
+        bench,
+        bench_algorithms,
+        cluster,
+        debug,
+        demo,
+        inspect,
+        optimize,
+        quantize,
+        recipes,
+        sparsify,
+        tune,
+    )
 
-    for command in (quantize, sparsify, cluster, optimize, inspect, debug, bench, tune, recipes, demo):
+    for command in (
+        quantize,
+        sparsify,
+        cluster,
+        optimize,
+        inspect,
+        debug,
+        bench,
+        bench_algorithms,
+        tune,
+        recipes,
+        demo,
+    ):
         command.register(app)
     try:
         app(prog_name="paring")

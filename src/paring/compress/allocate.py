@@ -7,6 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
+SHARES = (0.3, 0.5, 0.65, 0.75, 0.85, 0.9, 0.95, 0.98)  # at which the error of a layer is measured
+
 
 def allocate(sizes: Sequence[int], shares: np.ndarray, errors: np.ndarray, share: float) -> np.ndarray:
     """Shares of zeros per layer whose errors add up to least.

@@ -61,6 +61,8 @@ class Context:
       unfolding: How the weights lie as matrices, where that is known without data.
       pruned: The zeros among the weights are there on purpose, however few: they stay.
       taps: In training, in which a weight is a matrix [outputs, taps * inputs]: positions of a convolution's kernel, else 1.
+      gain: In training, what the batch normalization behind multiplies each output with, float32 [outputs]; None where
+        there is none.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Context:
     unfolding: Unfolding | None = None
     pruned: bool = False
     taps: int = 1
+    gain: np.ndarray | None = field(default=None, repr=False)
 
     def input_spread(self, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray] | None:
         """Variance and mean of the input that each weight element meets, broadcastable to `shape`; None without data."""
@@ -200,6 +203,16 @@ class Algorithm:
         in evaluation it is infinite: what the weights are when training is over, with the variables as they are.
         """
         raise NotImplementedError
+
+    @property
+    def by_data(self) -> bool:
+        """Whether `prepare` and `allocate` make use of `Context.gram`, which is then gathered where training has data."""
+        return False
+
+    def prepare(self, weight: np.ndarray, context: Context) -> np.ndarray:
+        """What the raw weight, float32 [outputs, taps * inputs], becomes before training; by default what it is."""
+        del context
+        return weight
 
     def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
         """What the weight, float32 [outputs, taps * inputs], is at the first step: what the next stage begins with."""

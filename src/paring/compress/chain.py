@@ -102,6 +102,19 @@ class Chain(Algorithm):
             weight = stage.begin(weight, told) if rest else weight
         return found
 
+    @property
+    def by_data(self) -> bool:
+        """Whether any of them is."""
+        return any(stage.by_data for stage in self.stages)
+
+    def prepare(self, weight: np.ndarray, context: Context) -> np.ndarray:
+        """What the stages make of the raw weight, up to one that decomposes."""
+        for stage, told in zip(self.stages, self._contexts(context), strict=True):
+            weight = stage.prepare(weight, told)
+            if _decomposes(stage):
+                break
+        return weight
+
     def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
         """What the last stage begins with, applied."""
         for number, (stage, told) in enumerate(zip(self.stages, self._contexts(context), strict=True)):

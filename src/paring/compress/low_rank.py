@@ -43,6 +43,14 @@ class LowRank(Algorithm):
             expected = "above 0, at most 1"
             raise InputError("bad setting", where="low_rank.energy", expected=expected, got=repr(self.energy))
 
+    def describe(self) -> str:
+        """In a few words.
+
+        >>> LowRank(rank=8).describe()
+        'rank 8'
+        """
+        return f"rank {self.rank}" if self.rank is not None else f"{100 * (self.energy or 0):.4g} % of the energy"
+
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """The two factors and their product.
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from paring.compress.allocate import erdos_renyi_kernel, one_threshold
+from paring.compress.allocate import SHARES, allocate, erdos_renyi_kernel, one_threshold
 from paring.compress.base import Algorithm, Context, Encoded, Extra
 from paring.compress.gram import Gram
 from paring.compress.mask import check_fits, choose
@@ -43,8 +43,9 @@ class Sparsify(Algorithm):
     (Frantar, Alistarh: Optimal Brain Compression, NeurIPS 2022, solve the same problem greedily). Without data the smallest
     weights go, and the others stay as they are.
 
-    In training the smallest weights go as the schedule says, and do not come back; their gradients do not count. Settings
-    of the schedule change nothing outside training.
+    In training the smallest weights go as the schedule says, and do not come back; their gradients do not count. Where
+    pruning begins at once, with a constant schedule, and `attach` gets data, training begins with what pruning once makes of
+    the layers: zeros and weights chosen by data. Settings of the schedule change nothing outside training.
 
     Attributes:
       sparsity: Share of weights that become zero, above 0 and below 1; not needed with N:M patterns.
@@ -53,7 +54,7 @@ class Sparsify(Algorithm):
       target: The runtime that has to gain; layers from which it would not gain are left alone. Empty: all layers.
       storage: `dense`, which every runtime reads, or `sparse`: zeros take no room in the file; only where that is read right.
       allocation: `uniform`: each layer gets the same share of zeros. `error` (needs data): layers that one rule selects share
-        the zeros so that the sum of their relative output errors is least. In training also `global`: one threshold for the
+        the zeros so that the sum of their relative output errors is least. Also `global`: one threshold for the
         weights of all of them; `erk`: shares by layers' sizes (Erdos-Renyi kernels; Evci et al., ICML 2020).
       damping: Share of the mean second moment that is added to each input's.
       bias_correction: Shift the bias so that the mean output is that of the dense weights (needs data).
@@ -142,6 +143,14 @@ class Sparsify(Algorithm):
         own = Pattern.parse(self.pattern).sparsity if self.pattern else None
         return float(own if own is not None else self.sparsity or 0.0)
 
+    def describe(self) -> str:
+        """In a few words.
+
+        >>> Sparsify(0.8, "16x1").describe()
+        '80 % zeros (16x1)'
+        """
+        return f"{100 * self.share:.3g} % zeros ({self.pattern or self.target or UNSTRUCTURED})"
+
     def encode(self, weight: np.ndarray, context: Context) -> Encoded:
         """Prunes float32 weights; what is zero already stays zero where so much of it is that somebody pruned.
 
@@ -221,6 +230,19 @@ class Sparsify(Algorithm):
             alive = pattern.kept(np.square(cut), alive.reshape(cut.shape), share).reshape(weight.shape)
         return {"mask": Extra(alive.astype(np.float32)), "reached": Extra(np.array(share, np.float32))}
 
+    @property
+    def by_data(self) -> bool:
+        """True where all zeros are there from the first step."""
+        return self.start == 0 and self.schedule == "constant"
+
+    def prepare(self, weight: np.ndarray, context: Context) -> np.ndarray:
+        """With data, the weight as it is pruned once; batch normalization counted in, behind which outputs are compared."""
+        if context.gram is None or not self.by_data:
+            return weight
+        gain = _gain(weight, context)
+        found = self.encode((weight * gain).reshape(context.gram.unfolding.shape), context).values
+        return np.asarray(found.reshape(weight.shape) / gain, np.float32)
+
     def begin(self, weight: np.ndarray, context: Context) -> np.ndarray:
         """The weight under its first mask."""
         return np.asarray(weight * self.variables(weight, context)["mask"].value)
@@ -261,20 +283,49 @@ class Sparsify(Algorithm):
         """The algorithm with each layer's share, by `allocation`; N:M patterns have their own.
 
         Raises:
-          InputError: `allocation` is `error`, which is for data without training.
+          InputError: `allocation` is `error`, and there is no data, or pruning is gradual.
         """
         if self.allocation == "uniform" or self._pattern.of or not weights:
             return [self] * len(weights)
         if self.allocation == "error":
-            todo = "Take allocation global, erk or uniform"
-            raise InputError("cannot share zeros out in training", where="sparsify.allocation error", todo=todo)
+            return self._by_error(weights, contexts)
         cuts = [w.reshape(1, len(w), c.taps, -1) for w, c in zip(weights, contexts, strict=True)]
         if self.allocation == "global":
             shares = one_threshold([self._pattern.scores(cut) for cut in cuts], self.share)
         else:
             shares = erdos_renyi_kernel([(cut.shape[1], cut.shape[3], cut.shape[2]) for cut in cuts], self.share)
-        scaled = [float(np.clip(share, 1e-6, 1 - 1e-6)) for share in shares]
-        return [replace(self, sparsity=s, initial=self.initial * s / self.share) for s in scaled]
+        return [self._with(share) for share in shares]
+
+    def _by_error(self, weights: Sequence[np.ndarray], contexts: Sequence[Context]) -> Sequence[Sparsify]:
+        """Shares by what zeros cost on data; layers that no data reaches keep the common one."""
+        size = sum(weight.size for weight in weights)
+        if self.by_data and sum(int((weight == 0).sum()) for weight in weights) >= self.share * size - 0.5 * len(
+            weights
+        ):
+            return [self._with(float((weight == 0).mean())) for weight in weights]  # pruned already: a file of training
+        known = [number for number, context in enumerate(contexts) if context.gram is not None]
+        if not self.by_data or not known:
+            raise InputError(
+                "cannot share zeros out by error", where="sparsify.allocation",
+                expected="data, and all zeros from the first step", got="none" if self.by_data else "a gradual schedule",
+                todo="Give attach data=, with a constant schedule from step 0; or take allocation global, erk or uniform",
+            )  # fmt: skip
+        points, curves = np.array([0.0, *SHARES]), []
+        for number in known:
+            weight, context, gram = weights[number], contexts[number], contexts[number].gram
+            assert gram is not None
+            scaled = (weight * _gain(weight, context)).reshape(gram.unfolding.shape)
+            curves.append(self.curve(scaled, gram, points))
+        parts = allocate([weights[number].size for number in known], points, np.stack(curves), self.share)
+        found = [self] * len(weights)
+        for number, part in zip(known, parts, strict=True):
+            found[number] = self._with(float(part))
+        return found
+
+    def _with(self, share: float) -> Sparsify:
+        """The same with a layer's own share."""
+        share = float(np.clip(share, 1e-6, 1 - 1e-6))
+        return replace(self, sparsity=share, initial=self.initial * share / self.share)
 
     def promises(self, weight: np.ndarray, context: Context) -> tuple[str, ...]:
         """The share of zeros, in whole blocks of the pattern or in each of its sets.
@@ -300,6 +351,14 @@ class Sparsify(Algorithm):
     @property
     def _pattern(self) -> Pattern:
         return Pattern.parse(self.pattern or UNSTRUCTURED)
+
+
+def _gain(weight: np.ndarray, context: Context) -> np.ndarray:
+    """What outputs are multiplied with, float32 [outputs, 1]; 1 where that is nothing."""
+    if context.gain is None:
+        return np.ones((len(weight), 1), np.float32)
+    gain = np.asarray(context.gain, np.float32).reshape(-1, 1)
+    return np.where(np.abs(gain) > 1e-6, gain, np.float32(1.0))
 
 
 @dataclass(frozen=True)

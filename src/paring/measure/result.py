@@ -306,3 +306,107 @@ class Bench:
     given: bool
     models: tuple[BenchModel, ...]
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AlgorithmRun:
+    """One algorithm trained with one seed.
+
+    Attributes:
+      seed: Of weights and of the order of the data.
+      score: Share of test samples whose class is right, of the written file where there is one.
+      change: Points over the float twin of the same seed.
+      bytes: Of the file; None where none was written.
+      zstd: After zstd, level 9.
+      zeros: Share of zeros among the weights in the file.
+      distinct: Most different values in one channel of a weight in the file.
+    """
+
+    seed: int
+    score: float
+    change: float
+    bytes: int | None
+    zstd: int | None
+    zeros: float | None
+    distinct: int | None
+
+
+@dataclass(frozen=True)
+class AlgorithmRow:
+    """One algorithm on one model and data set, over all seeds.
+
+    Attributes:
+      label: As it was asked for.
+      apply: Its stages, as a recipe says them; empty for the float twin.
+      score: Mean share of right classes.
+      score_sd: Standard deviation over the seeds; None with one.
+      change: Mean of the points over the float twin.
+      change_sd: Standard deviation of these; None with one seed.
+      bytes: Mean size of the files; None where none was written.
+      zstd: Mean size after zstd, level 9.
+      zeros: Least share of zeros.
+      distinct: Most different values in one channel.
+      step: Processor time of training steps over that of the float twin, median of all rounds; None where too few were run.
+      step_low: Lower quartile of the same.
+      step_high: Upper quartile.
+      runs: One per seed.
+      notes: What to know of it.
+    """
+
+    label: str
+    apply: tuple[dict[str, Any], ...]
+    score: float
+    score_sd: float | None
+    change: float
+    change_sd: float | None
+    bytes: float | None
+    zstd: float | None
+    zeros: float | None
+    distinct: int | None
+    step: float | None
+    step_low: float | None
+    step_high: float | None
+    runs: tuple[AlgorithmRun, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AlgorithmTable:
+    """All algorithms on one model and data set.
+
+    Attributes:
+      data: Name of the data set.
+      model: Name of the model.
+      parameters: Of the model.
+      samples: How many to train on, and how many to test on with each seed.
+      rows: The float twin first.
+    """
+
+    data: str
+    model: str
+    parameters: int
+    samples: tuple[int, int]
+    rows: tuple[AlgorithmRow, ...]
+
+
+@dataclass(frozen=True)
+class AlgorithmBench:
+    """What `paring.bench_algorithms` gives.
+
+    Attributes:
+      backend: Of Keras.
+      steps: Of training in float, and again of every algorithm and of the float twin.
+      batch: Samples in a step.
+      seeds: How many.
+      tables: One per data set and model.
+      seconds: What all took, wall time.
+      notes: What to know of the whole.
+    """
+
+    backend: str
+    steps: int
+    batch: int
+    seeds: int
+    tables: tuple[AlgorithmTable, ...]
+    seconds: float
+    notes: tuple[str, ...] = ()

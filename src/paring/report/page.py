@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from paring.errors import InputError
 from paring.report import figures
+from paring.report.algorithms import algorithms_section, spread
 from paring.report.debug import debug_section
 from paring.report.terminal import size
 from paring.report.tune import tune_section
@@ -24,6 +25,7 @@ from paring.report.tune import tune_section
 SECTIONS: dict[str, tuple[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "comparison": ("debug.html", debug_section),
     "tuning": ("tune.html", tune_section),
+    "algorithms": ("algorithms.html", algorithms_section),
 }
 """What a results.json may hold: its key, the template, and what makes the data ready for it. A section is one row."""
 
@@ -37,7 +39,8 @@ def render(results: Mapping[str, Any]) -> str:
 
     Args:
       results: The data of a results.json: `paring`, `command`, `environment`, and one of `comparison`
-        (`measure.result.Comparison` as data) and `tuning` (`measure.result.Tuning`); floats that are not finite as None.
+        (`measure.result.Comparison` as data), `tuning` (`measure.result.Tuning`) and `algorithms`
+        (`measure.result.AlgorithmBench`); floats that are not finite as None.
 
     Raises:
       InputError: There is nothing in it that a page can show.
@@ -45,7 +48,7 @@ def render(results: Mapping[str, Any]) -> str:
     >>> render({"paring": "1.0"})
     Traceback (most recent call last):
     ...
-    paring.errors.InputError: cannot make a page: expected comparison or tuning in the results, got paring.
+    paring.errors.InputError: cannot make a page: expected comparison or tuning or algorithms in the results, got paring.
     """
     results = figures.clean(results)
     found = [(template, make(results[key])) for key, (template, make) in SECTIONS.items() if results.get(key)]
@@ -118,7 +121,13 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters.update(
-        decibel=figures.decibel, share=figures.share, plain=figures.plain, key=figures.key, band=figures.band, size=size
+        decibel=figures.decibel,
+        share=figures.share,
+        plain=figures.plain,
+        key=figures.key,
+        band=figures.band,
+        size=size,
+        spread=spread,
     )
     return made
 

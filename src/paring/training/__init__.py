@@ -6,10 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paring.training.attaching import attach, finalize
+    from paring.training.bench import bench_algorithms
     from paring.training.exporting import export
     from paring.training.persist import load_model
 
-_WHERE = {"attach": "attaching", "finalize": "attaching", "export": "exporting", "load_model": "persist"}
+_WHERE = {
+    "attach": "attaching",
+    "bench_algorithms": "bench",
+    "finalize": "attaching",
+    "export": "exporting",
+    "load_model": "persist",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +27,4 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
 
 
-__all__ = ["attach", "export", "finalize", "load_model"]
+__all__ = ["attach", "bench_algorithms", "export", "finalize", "load_model"]

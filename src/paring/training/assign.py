@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 
 from paring.compress.base import Algorithm, Context
 from paring.compress.chain import chain
+from paring.compress.gram import Gram
 from paring.compress.quantize import Quantize
 from paring.compress.sparsify import Sparsify
 from paring.errors import InputError
@@ -22,7 +23,7 @@ from paring.training.layouts import Part, kind_of, name_of
 from paring.training.sites import FLOAT, LINEAR, Site, Sites
 from paring.training.state import State
 from paring.training.trace import Trace
-from paring.training.weights import Compressed, Target, flat_of
+from paring.training.weights import Compressed, Target, flat_of, folding
 
 _INTEGER = ("int8", "int4")
 _FACTORED = ("Dense", "EinsumDense", "Conv1D", "Conv2D", "Conv3D")
@@ -61,9 +62,27 @@ Given = tuple[Part, Algorithm, Context]
 
 
 def algorithms(
-    places: Iterable[Place], found: Trace, steps_per_epoch: int | None, epochs: float | None
-) -> dict[Any, list[Given]]:
-    """For each layer its weights with their algorithms; budgets over all weights of a rule are shared out here."""
+    places: Iterable[Place],
+    found: Trace,
+    steps_per_epoch: int | None,
+    epochs: float | None,
+    look: Callable[[Sequence[Any]], Mapping[Any, Gram]],
+    sites: Sites,
+) -> tuple[dict[Any, list[Given]], list[tuple[Part, np.ndarray]]]:
+    """For each layer its weights with their algorithms; budgets over all weights of a rule are shared out here.
+
+    Args:
+      places: Operations with their rules.
+      found: The model's graph.
+      steps_per_epoch: For schedules.
+      epochs: Likewise.
+      look: Gives the second moments of what some layers read.
+      sites: Which batch normalization stands behind which layer.
+
+    Returns:
+      The algorithms by layer, and the weights with which training begins where these are others: float32
+      [outputs, taps * inputs].
+    """
     members: list[tuple[Place, Part, Context, np.ndarray, list[Algorithm]]] = []
     shapes = {node.op: node for node in found.nodes}
     for p in places:
@@ -74,6 +93,11 @@ def algorithms(
             p.stages += [stage for stage in fitted if stage is not None and stage not in p.stages]
             own = [_trainable(stage).resolved(steps_per_epoch, epochs) for stage in fitted if stage is not None]
             members.append((p, part, context, weight, own))
+    asking = list({p.op: None for p, *_, own in members if any(stage.by_data for stage in own)})
+    moments = look(asking) if asking else {}
+    for number, (p, part, context, weight, own) in enumerate(members):
+        context = replace(context, gram=moments.get(p.op), gain=_gain(sites.folded.get(p.op)))
+        members[number] = p, part, context, weight, own
     groups: dict[Any, list[tuple[int, int]]] = {}  # members that share a stage of a rule
     for number, (p, _, _, _, own) in enumerate(members):
         for place, stage in enumerate(own):
@@ -83,10 +107,19 @@ def algorithms(
         for (number, place), one in zip(group, shared, strict=True):
             members[number][4][place] = one
     given: dict[Any, list[Given]] = {}
-    for p, part, context, _, own in members:
+    begun = []
+    for p, part, context, weight, own in members:
         if own:
-            given.setdefault(p.op, []).append((part, chain(*own), context))
-    return given
+            algorithm = chain(*own)
+            first = algorithm.prepare(weight, context)
+            begun += [] if first is weight else [(part, first)]
+            context = replace(context, gram=None)  # which is large
+            given.setdefault(p.op, []).append((part, algorithm, context))
+    return given, begun
+
+
+def _gain(norm: Any) -> np.ndarray | None:
+    return None if norm is None else np.asarray(keras.ops.convert_to_numpy(folding(norm)[0]), np.float32)
 
 
 def _trainable(stage: Algorithm) -> Algorithm:

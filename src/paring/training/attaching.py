@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import keras
@@ -15,7 +16,8 @@ from paring.training import backends, calls
 from paring.training.assign import Place, algorithms, compressed_layer, factor_sites
 from paring.training.attachment import MOMENTUM, Attachment, Row
 from paring.training.calibrating import batches_of, calibrate
-from paring.training.layouts import kind_of, name_of, parts_of
+from paring.training.layouts import Part, kind_of, name_of, parts_of
+from paring.training.moments import grams
 from paring.training.sites import LINEAR, Site, Sites, place
 from paring.training.state import ATTRIBUTE, State
 from paring.training.trace import Trace, trace
@@ -44,8 +46,9 @@ def attach(
     Args:
       model: A built Keras 3 model of any kind.
       recipe: A recipe's name, file or object.
-      data: Samples to calibrate activation ranges on before the first step: an array, a list or dict of arrays as the model
-        takes them, or an iterable of batches. Without, ranges start with the first training batch.
+      data: Samples to calibrate activation ranges on before the first step, and to choose zeros by where pruning begins at
+        once: an array, a list or dict of arrays as the model takes them, or an iterable of batches. Without, ranges start
+        with the first training batch.
       steps_per_epoch: For schedules in epochs or fractions of training.
       epochs: Likewise.
       optimizer: The Keras optimizer of a training loop of your own; `compile` makes it known by itself.
@@ -78,7 +81,9 @@ def attach(
     _match(places, chosen)
     sites = place(found.nodes, found.inputs, found.outputs, found.reals, lambda op: _bits(by_op.get(op)))
     _leaf_sites(places, found, sites)
-    plans = algorithms(places, found, steps_per_epoch, epochs)
+    plans, begun = algorithms(
+        places, found, steps_per_epoch, epochs, lambda ops: grams(model, ops, batches or ()), sites
+    )
     if not plans and not sites.all():
         raise InputError(
             "the recipe touches no layer", where=f"model {model.name}", expected="a layer with weights that a rule selects",
@@ -101,23 +106,38 @@ def attach(
     learned = any(p.quantize is not None and p.quantize.steps == "lsq" for p in places)
     for site in sites.all():
         state.add(f"range/{site.name}", np.zeros(2, np.float32), trainable=learned, aggregation="mean")
-    compressed = {op: compressed_layer(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
-    attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
-    number = 0
-    for number, p in enumerate((p for p in places if p.rule is not None), 1):
-        attachment.labels[p.op] = number
-        attachment.settings[number] = p
-    _own(model, state)
-    state.attachment = attachment
-    try:
-        _patch(attachment, found, places, compressed)
-        if batches is not None and sites.all():
-            how = next(p.quantize for p in places if p.quantize is not None and p.quantize.static)
-            calibrate(attachment, batches, how)
-    except BaseException:
-        detach(model)
-        raise
+    with _beginning(begun):
+        compressed = {op: compressed_layer(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
+        attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
+        number = 0
+        for number, p in enumerate((p for p in places if p.rule is not None), 1):
+            attachment.labels[p.op] = number
+            attachment.settings[number] = p
+        _own(model, state)
+        state.attachment = attachment
+        try:
+            _patch(attachment, found, places, compressed)
+            if batches is not None and sites.all():
+                how = next(p.quantize for p in places if p.quantize is not None and p.quantize.static)
+                calibrate(attachment, batches, how)
+        except BaseException:
+            detach(model)
+            raise
     return attachment
+
+
+@contextmanager
+def _beginning(begun: Sequence[tuple[Part, np.ndarray]]) -> Iterator[None]:
+    """Gives weights the values with which training begins, and takes them back where attaching fails."""
+    before = [keras.ops.convert_to_numpy(part.variable) for part, _ in begun]
+    for part, matrix in begun:
+        part.variable.assign(part.layout.weight(np, matrix, part.shape))
+    try:
+        yield
+    except BaseException:
+        for (part, _), value in zip(begun, before, strict=True):
+            part.variable.assign(value)
+        raise
 
 
 def attachment_of(model: Any) -> Attachment:

@@ -62,7 +62,6 @@ class Attachment:
     sites: Sites = field(repr=False, default_factory=Sites)
     optimizer: Any = field(repr=False, default=None)
     momentum: float = MOMENTUM
-    samples: Any = field(repr=False, default=None)
     mode: str = NORMAL
     frozen: dict[Any, Any] = field(repr=False, default_factory=dict)
     compressed: dict[Any, Any] = field(repr=False, default_factory=dict)
@@ -272,8 +271,8 @@ class Attachment:
             )  # fmt: skip
         return low, high
 
-    def calibrated(self, how: Callable[[Site], tuple[str, float]]) -> None:
-        """Sets the ranges from what the sites have seen; `how` gives the kind of range and its percentile."""
+    def calibrated(self, how: str, percentile: float) -> None:
+        """Sets the ranges from what the sites have seen; `how` is the kind of range."""
         for site in self.sites.all():
             seen = self._seen.get(id(site))
             if seen is None or not seen.count:
@@ -283,8 +282,7 @@ class Attachment:
                     "cannot calibrate", where=f"layer {site.name}", expected="finite values", got=f"[{seen.low}, {seen.high}]",
                     todo="Check the data's range",
                 )  # fmt: skip
-            kind, percentile = how(site)
-            low, high = seen.range(kind, percentile, 2**site.bits)
+            low, high = seen.range(how, percentile, 2**site.bits)
             low, high = min(low, 0.0), max(high, 0.0)
             self.state.named[f"range/{site.name}"].assign(np.array([low, max(high, low + 1e-6)], np.float32))
         self._seen.clear()

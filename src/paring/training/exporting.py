@@ -94,23 +94,30 @@ def export(
     with tempfile.TemporaryDirectory(prefix="paring-") as folder:
         marked = Path(folder) / "marked.tflite"
         notes = _marked(attachment, marked, Path(folder))
-        source = TfliteModel.open(marked)
-        source.notes, source.path = notes, f"{model.name} (Keras)"
-        _mend(source)
-        found = _named(source, attachment)
-        _bare_outputs(source)
-        recipe = _recipe(source, attachment, found, ranged=data is not None)
-        recipe = replace(recipe, inputs=inputs, outputs=outputs)
-        return optimize(
-            source,
-            recipe,
-            data,
-            output=target,
-            overwrite=overwrite,
-            strict=strict,
-            verified=verified,
-            max_error=max_error,
-        )
+        return from_marked(
+            attachment, marked, data, notes=notes, inputs=inputs, outputs=outputs, output=target, overwrite=overwrite,
+            strict=strict, verified=verified, max_error=max_error,
+        )  # fmt: skip
+
+
+def from_marked(
+    attachment: Attachment,
+    marked: Path,
+    data: Any = None,
+    *,
+    notes: tuple[str, ...] = (),
+    inputs: str = "float32",
+    outputs: str = "float32",
+    **options: Any,
+) -> Result:
+    """What `export` makes of the float file with marks; `options` are those of `optimize`."""
+    source = TfliteModel.open(marked)
+    source.notes, source.path = notes, f"{attachment.model.name} (Keras)"
+    _mend(source)
+    found = _named(source, attachment)
+    _bare_outputs(source)
+    recipe = _recipe(source, attachment, found, ranged=data is not None)
+    return optimize(source, replace(recipe, inputs=inputs, outputs=outputs), data, **options)
 
 
 # -- the float file, with marks ----------------------------------------------------------------------------------------
@@ -121,12 +128,7 @@ def _marked(attachment: Attachment, out: Path, work: Path) -> tuple[str, ...]:
     outcome = None
     for static in (False, True):
         folder = work / f"marked{int(static)}"
-        if keras.backend.backend() == "tensorflow":
-            write_marked(attachment, folder, static_batch=static)
-        else:
-            saved = work / "attached.keras"
-            attachment.model.save(saved)
-            _in_child([str(saved), str(folder), str(int(static))], work)
+        save_marked(attachment, folder, work, static_batch=static)
         outcome = convert_all([(folder, out)], work)[0]
         shutil.rmtree(folder)
         if outcome.error is None:
@@ -135,6 +137,16 @@ def _marked(attachment: Attachment, out: Path, work: Path) -> tuple[str, ...]:
             break
     assert outcome is not None and outcome.error is not None
     raise outcome.error
+
+
+def save_marked(attachment: Attachment, folder: Path, work: Path, *, static_batch: bool) -> None:
+    """Writes the model with its marks as a SavedModel, on any backend; `work` is for what lies about meanwhile."""
+    if keras.backend.backend() == "tensorflow":
+        write_marked(attachment, folder, static_batch=static_batch)
+    else:
+        saved = work / "attached.keras"
+        attachment.model.save(saved)
+        _in_child([str(saved), str(folder), str(int(static_batch))], work)
 
 
 def _in_child(arguments: list[str], work: Path) -> None:

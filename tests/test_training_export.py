@@ -1,0 +1,100 @@
+"""The exported file against the model that was evaluated, number by number, and against TensorFlow's own converter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import need_module
+
+import paring
+from paring.formats.tflite.view import view
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+keras: Any = None
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _keras(tensorflow: Any) -> Iterator[None]:
+    global keras
+    keras = need_module("keras", "keras", "Keras is not installed; `pip install keras`")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("needs tensorflow: Keras runs on another backend")
+    yield
+
+
+def network() -> Any:
+    """Everything that has an exact form: folded, depthwise, added, averaged, gathered, dense on two and three dimensions."""
+    layers = keras.layers
+    keras.utils.set_random_seed(1)
+    x = inputs = keras.Input((8, 8, 3), name="image")
+    x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(8, 3, padding="same", use_bias=False)(x)))
+    y = layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same", use_bias=False)(x))
+    y = layers.BatchNormalization()(layers.Conv2D(8, 1, use_bias=False)(layers.ReLU(6.0)(y)))
+    x = layers.AveragePooling2D(2)(layers.Add()([x, y]))
+    x = layers.Dense(16, activation="relu")(layers.Reshape((16, 8))(x))
+    return keras.Model(inputs, layers.Dense(4)(layers.Flatten()(x)))
+
+
+@pytest.fixture(scope="module")
+def trained(_keras: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, np.ndarray, Path]:
+    x = np.random.default_rng(0).standard_normal((64, 8, 8, 3)).astype(np.float32)
+    y = (4 * (x.mean((1, 2, 3)) - x.mean((1, 2, 3)).min())).astype(np.int32) % 4
+    model = network()
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(x, y, epochs=2, verbose=0)
+    paring.attach(model, "int8", x)
+    model.fit(x, y, epochs=1, verbose=0)
+    out = tmp_path_factory.mktemp("export") / "model.tflite"
+    paring.export(model, out)
+    return model, x, out
+
+
+def test_the_file_gives_what_predict_gave_bit_for_bit(trained: tuple[Any, np.ndarray, Path]):
+    from ai_edge_litert.interpreter import Interpreter
+
+    model, x, out = trained
+    shown = model.predict(x, verbose=0)
+    interpreter = Interpreter(str(out), num_threads=1)
+    interpreter.allocate_tensors()
+    (taken,), (made,) = interpreter.get_input_details(), interpreter.get_output_details()
+    for sample, wanted in zip(x, shown, strict=True):
+        interpreter.set_tensor(taken["index"], sample[None])
+        interpreter.invoke()
+        np.testing.assert_array_equal(interpreter.get_tensor(made["index"])[0], wanted)
+    assert len(np.unique(shown)) > 20  # not a constant
+
+
+def test_it_holds_the_numbers_that_the_converter_makes_of_the_same_marks(
+    trained: tuple[Any, np.ndarray, Path], tmp_path: Path, tensorflow: Any
+):
+    from paring.training.attaching import attachment_of
+    from paring.training.exporting import write_marked
+
+    model, _, out = trained
+    write_marked(attachment_of(model), tmp_path / "marked", static_batch=True)
+    converter = tensorflow.lite.TFLiteConverter.from_saved_model(str(tmp_path / "marked"))
+    converter.optimizations = [tensorflow.lite.Optimize.DEFAULT]  # integers from the fake quantization in the graph
+    theirs, ours = paring.load(converter.convert()), paring.load(out)
+
+    def constants(model: Any) -> list[tuple[str, list[np.ndarray]]]:
+        graph = view(model)
+        found = []
+        for op in graph.ops:
+            if op.kind in ("conv2d", "depthwise_conv2d", "dense"):
+                weights = [graph.tensors[t] for t in op.inputs if t is not None and graph.tensors[t].weight is not None]
+                arrays = [np.asarray(t.weight.read()) for t in weights if t.weight is not None]
+                found.append((op.kind, [*arrays, *(t.quantization.scale for t in weights if t.quantization)]))
+        return found
+
+    mine, other = constants(ours), constants(theirs)
+    assert len(mine) == 5 and [kind for kind, _ in mine] == [kind for kind, _ in other]
+    for (_, here), (_, there) in zip(mine, other, strict=True):
+        for a, b in zip(here, there, strict=True):
+            if a.dtype.kind == "i":
+                np.testing.assert_array_equal(a, b)
+            else:
+                np.testing.assert_allclose(a, b, rtol=1e-6)
