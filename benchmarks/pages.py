@@ -127,7 +127,8 @@ def training(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     means, costs = "ResNet8, mean of the seeds", "cost of a training step over float, "
     rows = [
         {
-            "tool": tool, "technique": row["technique"], "top-1": f"{row['top1']:.3f} +- {row['sd']:.3f}",
+            "tool": tool, "technique": row["technique"], "seeds": row["seeds"],
+            "top-1": f"{row['top1']:.3f} +- {row['sd']:.3f}",
             "points over its float twin": f"{row['points_over_float']:+.2f}", "zeros": f"{100 * row['zeros']:.0f} %",
             "distinct integers per channel": row["distinct"] if row["technique"] != "float" else "",
             "bytes": row["bytes"], "zstd": row["zstd"],

@@ -204,7 +204,9 @@ def cost(data: finetune.Data, rounds: int, jit: bool) -> dict[str, dict[str, flo
 
 
 def main() -> int:
-    args = figures.arguments(__doc__, steps=finetune.STEPS, seeds=len(finetune.SEEDS), only="", rounds=12, folder="")
+    args = figures.arguments(
+        __doc__, steps=finetune.STEPS, seeds=len(finetune.SEEDS), only="", rounds=12, jit=1, folder="", finished=0
+    )
     folder = Path(args.folder or tempfile.mkdtemp(prefix="tfmot-"))
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -217,19 +219,22 @@ def main() -> int:
             if args.only and args.only not in name:
                 continue
             path = folder / f"tfmot-{list(TECHNIQUES).index(name)}-{seed}.tflite"
+            if args.finished and not path.exists():
+                figure.note(f"{name}: no file with seed {seed}")
+                continue
             keras.backend.clear_session()
             try:
                 if not path.exists():  # files of an interrupted run are judged, not made again
                     path.write_bytes(technique(Run(data, seed, args.steps)))
-                row = finetune.judged(path, data)
+                row = {"seed": seed} | finetune.judged(path, data)
             except Exception as error:  # what tfmot cannot do is a finding of this benchmark
                 figure.note(f"{name}: not possible: {type(error).__name__}: {str(error).strip().splitlines()[0][:300]}")
                 continue
-            figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
+            figure.row("ResNet8, by seed", technique=name, **row)
             found.setdefault(name, []).append(row)
     finetune.summary(figure, found)
     if args.rounds:
-        for mode, jit in (("graph mode", False), ("jit_compile=True", True)):
+        for mode, jit in (("graph mode", False), ("jit_compile=True", True))[: 1 + args.jit]:
             for name, values in cost(data, args.rounds, jit).items():
                 figure.row(f"cost of a training step over float, {mode}", technique=name, **values)
         figure.note(finetune.COST)

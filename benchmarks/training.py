@@ -1,6 +1,8 @@
 """ResNet8 fine-tuned with paring (Keras 3, TensorFlow), by the protocol of `finetune.py`, beside the figures of tfmot's twin.
 
 `tfmot_twin.py` writes what `docs/figures/tfmot.json` holds; where the file is missing, nothing is compared.
+`--folder` keeps the runs, so that one that was interrupted goes on; `--finished 1` takes only those that are there, `--jit 0`
+leaves out the cost of steps under XLA.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from paring.formats.convert import to_tflite
 
 Settings = Mapping[str, Any]
 INT8: Settings = {"quantize": {"weights": "int8", "activations": "int8"}}
-INT4: Settings = {"quantize": {"weights": "int4", "activations": "int8"}}
+INT4: Settings = {"quantize": {"weights": "int4", "activations": "int8", "steps": "lsq"}}
 
 
 def sparsify(share: float) -> Settings:
@@ -38,7 +40,7 @@ def sparsify(share: float) -> Settings:
     return {"sparsify": {"sparsity": share, "pattern": "unstructured", "allocation": "error"}}
 
 
-CLUSTER: Settings = {"cluster": {"clusters": 16, "granularity": "channel", "start": 0.4, "unit": "fraction"}}
+CLUSTER: Settings = {"cluster": {"clusters": 16, "granularity": "channel", "start": 0.1, "unit": "fraction"}}
 TECHNIQUES: Mapping[str, list[Settings]] = {
     "float": [],
     "int8 QAT": [INT8],
@@ -162,7 +164,9 @@ def compare(figure: figures.Figures, found: Mapping[str, list[dict[str, Any]]], 
 
 
 def main() -> int:
-    args = figures.arguments(__doc__, steps=finetune.STEPS, seeds=len(finetune.SEEDS), only="", rounds=12, folder="")
+    args = figures.arguments(
+        __doc__, steps=finetune.STEPS, seeds=len(finetune.SEEDS), only="", rounds=12, jit=1, folder="", finished=0
+    )
     folder = Path(args.folder or tempfile.mkdtemp(prefix="training-"))
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
@@ -174,10 +178,13 @@ def main() -> int:
             if args.only and args.only not in name:
                 continue
             path = folder / f"paring-{list(TECHNIQUES).index(name)}-{seed}.tflite"
-            row = once(
+            if args.finished and not path.with_suffix(".json").exists():
+                figure.note(f"{name}: no run with seed {seed}")
+                continue
+            row = {"seed": seed} | once(
                 path, {"stages": stages, "steps": args.steps}, partial(trained, data, seed, args.steps, stages, path)
             )
-            figure.row("ResNet8, by seed", technique=name, seed=seed, **row)
+            figure.row("ResNet8, by seed", technique=name, **row)
             found.setdefault(name, []).append(row)
     losses = finetune.summary(figure, found)
     for name, most in MOST_LOST.items():
@@ -187,7 +194,7 @@ def main() -> int:
             promises(figure, name, found[name])
     compare(figure, found, figures.REPOSITORY / "docs" / "figures" / "tfmot.json")
     if args.rounds:
-        for mode, jit in (("graph mode", False), ("jit_compile=True", True)):
+        for mode, jit in (("graph mode", False), ("jit_compile=True", True))[: 1 + args.jit]:
             for name, values in cost(data, args.rounds, jit).items():
                 figure.row(f"cost of a training step over float, {mode}", technique=name, **values)
                 if name != "float":

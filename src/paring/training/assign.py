@@ -112,7 +112,9 @@ def algorithms(
         if own:
             algorithm = chain(*own)
             first = algorithm.prepare(weight, context)
-            begun += [] if first is weight else [(part, first)]
+            if first is not weight:
+                begun.append((part, first))
+                p.left.append("begins with zeros chosen by data")
             context = replace(context, gram=None)  # which is large
             given.setdefault(p.op, []).append((part, algorithm, context))
     return given, begun

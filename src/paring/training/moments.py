@@ -20,7 +20,7 @@ ROWS = 40_000  # output positions in all: several for each input of the widest r
 
 
 def grams(model: Any, layers: Sequence[Any], batches: Any) -> dict[Any, Gram]:
-    """Covariances of the rows that weights meet, in the model as it is; layers that are not known are left out.
+    """Covariances of the rows that weights meet, in the model as it is; layers whose input is not seen are left out.
 
     A bias, or the batch normalization behind, takes up what changes in the mean.
 
@@ -36,8 +36,16 @@ def grams(model: Any, layers: Sequence[Any], batches: Any) -> dict[Any, Gram]:
     count = sum(len(keras.tree.flatten(batch)[0]) for batch in batches)
     sums = {layer: GramSum(found, 1, number) for number, (layer, found) in enumerate(unfoldings.items())}
 
+    hidden: set[Any] = set()
+
     def see(layer: Any, x: Any) -> None:
-        values = ops.convert_to_numpy(ops.cast(x, "float32"))
+        if layer in hidden:
+            return
+        try:
+            values = ops.convert_to_numpy(ops.cast(x, "float32"))
+        except (TypeError, NotImplementedError, AttributeError):  # inside a loop that the backend compiles
+            hidden.add(layer)
+            return
         if name_of(layer) == "Conv1D":
             values = values[:, None]
         sums[layer].positions = max(1, ROWS * len(values) // max(1, count))
@@ -45,7 +53,7 @@ def grams(model: Any, layers: Sequence[Any], batches: Any) -> dict[Any, Gram]:
 
     with _watched(sums, see):
         run(model, batches)
-    means = {layer: total.finish() for layer, total in sums.items()}
+    means = {layer: total.finish() for layer, total in sums.items() if layer not in hidden}
     return {layer: gram.centered() for layer, gram in means.items() if gram is not None}
 
 
