@@ -18,7 +18,18 @@ from paring.formats.tflite.constants import type_name
 from paring.formats.tflite.view import view
 from paring.recipe import ALIASES, Recipe, text_of
 
-COMMANDS = ("quantize", "sparsify", "optimize", "inspect", "debug", "bench", "tune", "recipes", "demo")
+COMMANDS = (
+    "quantize",
+    "sparsify",
+    "optimize",
+    "inspect",
+    "debug",
+    "bench",
+    "bench-algorithms",
+    "tune",
+    "recipes",
+    "demo",
+)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
 from paring.cli.quantize import JSON
-from paring.errors import InputError
+from paring.errors import InputError, UnsupportedError
 from paring.formats.convert import check_installed
 from paring.measure.algorithms import DIGITS
 from paring.measure.result import AlgorithmBench, AlgorithmRow, AlgorithmTable
@@ -69,8 +69,14 @@ def bench_algorithms(
     columns = (SpinnerColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("starting", total=None)
-        from paring.training import bench_algorithms as measure
-
+        try:
+            from paring.training import bench_algorithms as measure
+        except ImportError as error:
+            raise UnsupportedError(
+                "Keras finds no backend",
+                got=str(error),
+                todo="Install TensorFlow, JAX or PyTorch, and name it in KERAS_BACKEND",
+            ) from error
         found = measure(
             algorithm, data=data, models=model, seeds=seeds, steps=steps, batch=batch, built_in=built_in,
             progress=lambda what: progress.update(task, description=escape(what)),
@@ -95,10 +101,10 @@ def show(found: AlgorithmBench, out: Console) -> None:
     """Prints a table for each data set and model, and what has to be said below."""
     for table in found.tables:
         _show_table(table, out)
-    seeds = f"{found.seeds} seeds" if found.seeds > 1 else "1 seed"
+    seeds = f"{found.seeds} seeds, +- is their standard deviation" if found.seeds > 1 else "1 seed"
     out.print(
         f"[dim]{found.steps} steps of {found.batch} samples in float, then as many of each, in turns, on {found.backend}; "
-        f"{seeds}, +- is their standard deviation. Points: over the float twin. Step: processor time over the float twin's, "
+        f"{seeds}. Points: over the float twin. Step: processor time over the float twin's, "
         f"median and middle half of the rounds. {found.seconds:.0f} s[/]"
     )
     for note in found.notes:

@@ -339,7 +339,7 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
             sites.inside,
             sites.before,
             sites.entries,
-            sites.added,
+            sites.reads,
             norms,
             attachment.labels,
         )

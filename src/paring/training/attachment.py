@@ -18,6 +18,7 @@ from paring.recipe import Recipe
 from paring.training import ranges
 from paring.training.sites import Site, Sites
 from paring.training.state import State
+from paring.training.weights import normalizing
 
 MOMENTUM = 0.99
 NORMAL, CALIBRATE, ANNOTATE, PLAIN = "normal", "calibrate", "annotate", "plain"
@@ -169,6 +170,9 @@ class Attachment:
             shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
             constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
             self.frozen[layer] = constants, None if added is None else ops.convert_to_numpy(added)
+        for norm, source in self.sites.alone.items():
+            factor, shift = normalizing(norm, self.scale(source))
+            self.frozen[norm] = ops.convert_to_numpy(factor), ops.convert_to_numpy(shift)
         with self.working(ANNOTATE):
             yield
         self.frozen = {}

@@ -19,7 +19,7 @@ from paring.compress.base import Algorithm
 from paring.compress.chain import chain
 from paring.errors import InputError, ParingError
 from paring.formats import keras as keras_format
-from paring.formats.convert import convert_all
+from paring.formats.convert import convert_all, to_tflite
 from paring.measure.algorithms import (
     BUILT_IN,
     DIGITS,
@@ -195,7 +195,7 @@ def _trained(
             for chosen in order(len(images), batch, steps, (seed, 0)):
                 model.train_on_batch(images[chosen], classes[chosen])
             for variable in model.optimizer.variables:  # it begins again, as the others do
-                variable.assign(keras.ops.zeros_like(variable))
+                variable.assign(np.zeros(variable.shape, variable.dtype))
         members.append(_Member(asked, seed, model))
     rounds = np.array_split(order(len(images), batch, steps, (seed, 1)), min(ROUNDS, steps))
     for number, chosen in enumerate(rounds):
@@ -289,11 +289,11 @@ def _write(members: Sequence[_Member], work: Path) -> None:
     for (m, source, out), outcome in zip(jobs, outcomes, strict=True):
         target = work / f"{source.stem}.tflite"
         try:
-            if not m.entry.stages:
-                if outcome.error is not None:
-                    raise outcome.error
+            if not m.entry.stages and outcome.error is None:
                 target = out
-            elif outcome.error is not None:  # a model with loops needs a fixed batch
+            elif not m.entry.stages:  # a model with loops needs a fixed batch
+                to_tflite(m.model, target)
+            elif outcome.error is not None:  # likewise
                 export(m.model, target, verified=False)
             else:
                 from_marked(attachment_of(m.model), out, notes=outcome.notes, output=target, verified=False)

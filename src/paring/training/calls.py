@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from paring.compress.straight import through
 from paring.training.attachment import ANNOTATE, CALIBRATE, NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import ACTIVE, LINEAR, SUMS, Site, activation_of
-from paring.training.weights import Compressed, Flat, folding, on_grid, regrid, showing
+from paring.training.weights import Compressed, Flat, normalizing, showing
 
 Call = Callable[..., Any]
 _BIG = 1e9
@@ -87,13 +87,13 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None, call: 
         replace(attachment, op, "_compute_attention", functools.partial(_attention, attachment, op, inside, original))
     elif type(op).__name__ in ACTIVE:
         if activation_of(op) in _GATED and inside:
-            run = functools.partial(_GATED[activation_of(op)], attachment, inside[-1])
+            run = functools.partial(_GATED[activation_of(op)], attachment, op, inside[-1])
     elif name_of(op) in _POOLED and outputs:
         run = _pooled(attachment, outputs[0], run)
     elif name_of(op) in SUMS and inside:
         run = _stepwise(attachment, op, inside, run)
-    elif op in sites.added and all(site.root().bits == 8 for site in sites.added[op]):
-        run = _added(attachment, op, sites.added[op], run)
+    elif op in sites.reads:
+        run = _combined(attachment, op, sites.reads[op], run)
     if compressed is not None:
         two = compressed.factored
         run = _factored(attachment, compressed, inside) if two else _with_weights(attachment, compressed, run)
@@ -279,10 +279,7 @@ def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) ->
         scale = attachment.scale(source)
         if not own or len(x.shape) != 4 or norm.axis not in (3, -1):
             return run(x, *args, **kwargs)
-        factor, shift = folding(norm)
-        if scale is not None:
-            factor = ops.reshape(regrid(ops.reshape(factor, (-1, 1)), 127), (-1,))
-            shift = on_grid(shift, scale, ops.reshape(factor, (-1, 1)), 127)
+        factor, shift = attachment.frozen[norm] if attachment.mode == ANNOTATE else normalizing(norm, scale)
         kernel = ops.cast(ops.reshape(factor, (1, 1, -1, 1)), x.dtype)
         return ops.depthwise_conv(x, kernel) + ops.cast(shift, x.dtype)
 
@@ -295,7 +292,7 @@ def _with_activation(attachment: Attachment, layer: Any, run: Call, before: Site
 
     def activation(x: Any) -> Any:
         x = attachment.at(before, x)
-        return gated(attachment, inside[-1], x) if gated is not None and inside else plain(x)
+        return gated(attachment, layer, inside[-1], x) if gated is not None and inside else plain(x)
 
     def run_with(*args: Any, **kwargs: Any) -> Any:
         layer.activation = activation
@@ -310,11 +307,13 @@ def _with_activation(attachment: Attachment, layer: Any, run: Call, before: Site
 # -- operations that a file has as several ---------------------------------------------------------------------------
 
 
-def _silu(attachment: Attachment, gate: Site, x: Any) -> Any:
-    return x * attachment.at(gate, ops.sigmoid(x))
+def _silu(attachment: Attachment, op: Any, gate: Site, x: Any) -> Any:
+    share, sites = attachment.at(gate, ops.sigmoid(x)), attachment.sites
+    read, sinks = sites.before.get(op) or sites.reads.get(op, (None,))[0], sites.outputs.get(op) or (None,)
+    return _exact(attachment, x * share, (x, share), (read, gate), sinks[0], _product)
 
 
-def _hard_sigmoid(attachment: Attachment, gate: Site, x: Any) -> Any:
+def _hard_sigmoid(attachment: Attachment, op: Any, gate: Site, x: Any) -> Any:
     return attachment.at(gate, ops.relu6(x + 3.0)) * (1 / 6)
 
 
@@ -384,27 +383,45 @@ def _stepwise(attachment: Attachment, layer: Any, inside: list[Site], run: Call)
     return merged
 
 
-def _added(attachment: Attachment, op: Any, sites: tuple[Site, ...], run: Call) -> Call:
-    """Two integers added by XNNPACK's arithmetic: factors of 21 bits, and a shift that rounds half up."""
+def _exact(
+    attachment: Attachment, made: Any, values: Sequence[Any], sites: Sequence[Site | None], sink: Site | None, arithmetic: Call
+) -> Any:  # fmt: skip
+    """A result as XNNPACK makes it of integers, where all grids are known and have 8 bits."""
+    if attachment.training or attachment.mode != NORMAL or len(values) != len(sites):
+        return made
+    grids = [(site, attachment.scale(site)) for site in (*sites, sink)]
+    if any(site is None or scale is None or site.root().bits != 8 for site, scale in grids):
+        return made
+    *scales, step = [scale for _, scale in grids]
+    codes = [ops.round(ops.cast(value, "float32") / scale) for value, scale in zip(values, scales, strict=True)]
+    return through(ops, ops.cast(arithmetic(codes, scales, step) * step, made.dtype), made)
 
-    def added(*args: Any, **kwargs: Any) -> Any:
-        made = run(*args, **kwargs)
-        sink = attachment.scale(attachment.sites.sink(op))
+
+def _combined(attachment: Attachment, op: Any, sites: Sequence[Site], run: Call) -> Call:
+    """The sum or product of two values."""
+    arithmetic = _sum if name_of(op) == "Add" else _product
+
+    def combined(*args: Any, **kwargs: Any) -> Any:
         flat = keras.tree.flatten(args)
-        if attachment.training or attachment.mode != NORMAL or sink is None or len(flat) != 2:
-            return made
-        scales = [attachment.scale(site) for site in sites]
-        ratios = [scale / sink for scale in scales]
-        shift = 20 - ops.cast(ops.floor(ops.log2(ops.maximum(*ratios))), "int32")
-        power = ops.power(2.0, ops.cast(shift, "float32"))
-        total = ops.left_shift(ops.ones_like(shift), shift - 1)
-        for value, scale, ratio in zip(flat, scales, ratios, strict=True):
-            codes = ops.cast(ops.round(ops.cast(value, "float32") / scale), "int32")
-            total = total + codes * ops.cast(ops.round(ratio * power), "int32")
-        codes = ops.right_shift(total, shift)
-        return through(ops, ops.cast(ops.cast(codes, "float32") * sink, made.dtype), made)
+        return _exact(attachment, run(*args, **kwargs), flat, sites, attachment.sites.sink(op), arithmetic)
 
-    return added
+    return combined
+
+
+def _sum(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
+    """Factors of 21 bits, and a shift that rounds half up."""
+    ratios = [scale / step for scale in scales]
+    shift = 20 - ops.cast(ops.floor(ops.log2(ops.maximum(*ratios))), "int32")
+    power = ops.power(2.0, ops.cast(shift, "float32"))
+    total = ops.left_shift(ops.ones_like(shift), shift - 1)
+    for code, ratio in zip(codes, ratios, strict=True):
+        total = total + ops.cast(code, "int32") * ops.cast(ops.round(ratio * power), "int32")
+    return ops.cast(ops.right_shift(total, shift), "float32")
+
+
+def _product(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
+    """One float32 factor, and half to even."""
+    return ops.round(codes[0] * codes[1] * (scales[0] * scales[1] / step))
 
 
 def _pooled(attachment: Attachment, site: Site | None, run: Call) -> Call:

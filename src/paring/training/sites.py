@@ -82,7 +82,7 @@ class Sites:
       alone: Batch normalizations that fold into nothing, with the grid that they read.
       entries: What a layer reads that no graph shows.
       then: The operation that fuses into another one.
-      added: The grids of what an addition reads.
+      reads: The grids of what a sum, a product or a gate reads.
     """
 
     inputs: dict[int, Site] = field(default_factory=dict)
@@ -94,7 +94,7 @@ class Sites:
     alone: dict[Any, Site | None] = field(default_factory=dict)
     entries: dict[Any, Site] = field(default_factory=dict)
     then: dict[Any, Any] = field(default_factory=dict)
-    added: dict[Any, tuple[Site, ...]] = field(default_factory=dict)
+    reads: dict[Any, tuple[Site, ...]] = field(default_factory=dict)
 
     def sink(self, op: Any) -> Site | None:
         """The grid that the kernel of an operation writes, behind all that fuses into it."""
@@ -191,8 +191,9 @@ class _Placer:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
         read = [self.at.get(v) for v in node.inputs]
-        if name == "Add" and len(read) == 2 and self.times[op] == 1 and all(read):
-            self.found.added[op] = tuple(s for s in read if s is not None)
+        pair = name in SUMS and len(read) == 2
+        if (pair or (type(op).__name__ in ACTIVE and activation == "silu")) and self.times[op] == 1 and all(read):
+            self.found.reads[op] = tuple(s for s in read if s is not None)
         if name in _KEEP or (name == "Activation" and activation == "linear"):
             self.at.update(dict.fromkeys(node.outputs, first))
             return

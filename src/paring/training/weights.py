@@ -227,6 +227,20 @@ def folding(norm: Any) -> tuple[Any, Any]:
         return _folding(norm)
 
 
+def normalizing(norm: Any, scale: Any) -> tuple[Any, Any]:
+    """Factor and shift of a batch normalization that is a depthwise convolution of its own, on integer grids.
+
+    Args:
+      norm: The layer.
+      scale: The step of the grid that it reads, None where there is none.
+    """
+    factor, shift = folding(norm)
+    if scale is None:
+        return factor, shift
+    rows = regrid(ops.reshape(factor, (-1, 1)), 127)
+    return ops.reshape(rows, (-1,)), on_grid(shift, scale, rows, 127)
+
+
 def _folding(norm: Any) -> tuple[Any, Any]:
     mean, variance = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (norm.moving_mean, norm.moving_variance))
     factor = ops.rsqrt(variance + norm.epsilon)
