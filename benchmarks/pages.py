@@ -128,7 +128,7 @@ def training(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     rows = [
         {
             "tool": tool, "technique": row["technique"], "seeds": row["seeds"],
-            "top-1": f"{row['top1']:.3f} +- {row['sd']:.3f}",
+            "top-1": f"{row['top1']:.3f}" + (f" +- {row['sd']:.3f}" if row["seeds"] > 1 else ""),
             "points over its float twin": f"{row['points_over_float']:+.2f}", "zeros": f"{100 * row['zeros']:.0f} %",
             "distinct integers per channel": row["distinct"] if row["technique"] != "float" else "",
             "bytes": row["bytes"], "zstd": row["zstd"],
@@ -148,6 +148,7 @@ def training(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
         if row["technique"] != "float"
     ]
     notes = [f"- tfmot: {note}" for note in theirs["notes"] if "not possible" in note]
+    notes = [f"- paring: {note}" for note in ours["notes"] if "seeds" in note or "one seed" in note] + notes
     return "\n\n".join([ours["about"], table(rows), "Cost of a training step over float:", table(steps), *notes])
 
 
