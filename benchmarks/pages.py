@@ -6,6 +6,7 @@ import json
 import re
 from typing import Any
 
+import families
 from figures import REPOSITORY
 
 FIGURES = REPOSITORY / "docs" / "figures"
@@ -95,6 +96,8 @@ def coverage(found: dict[str, Any]) -> str:
         parts += [f"## {group}", table(lines)]
     worked = sum(row["result"] == "worked" for row in rows)
     parts += ["## What did not work", f"{worked} of {len(rows)} worked."]
+    missing = [name for name in families.FAMILIES if name not in {row["family"] for row in rows}]
+    parts += [f"Not run yet: {', '.join(missing)}."] if missing else []
     parts += [f"- {r['family']}, {r['technique']}: {r['result']}" for r in rows if r["result"] != "worked"]
     reasons: dict[str, list[str]] = {}
     for row in rows:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import keras
+
 from paring.training.layouts import name_of
 
 LINEAR = (
@@ -41,7 +43,8 @@ _OPERATIONS = {
     "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh", "Silu": "silu",
     "HardSigmoid": "hard_sigmoid",
 }  # fmt: skip
-_INNER = {"SeparableConv1D": 1, "SeparableConv2D": 1, "Rescaling": 1, "Normalization": 1, "attention": 3}
+_INNER = {"SeparableConv1D": 1, "SeparableConv2D": 1, "attention": 3}
+_AFFINE = {"Rescaling": ("scale", "offset"), "Normalization": ("variance", "mean")}
 ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 ACTIVE = ("Activation", *_OPERATIONS, "ReLU")
 
@@ -194,7 +197,7 @@ class _Placer:
         pair = name in SUMS and len(read) == 2
         if (pair or (type(op).__name__ in ACTIVE and activation == "silu")) and self.times[op] == 1 and all(read):
             self.found.reads[op] = tuple(s for s in read if s is not None)
-        if name in _KEEP or (name == "Activation" and activation == "linear"):
+        if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
         if name in ("Matmul", "Einsum") and len(read) == 2 and read[1] is not None:
@@ -257,6 +260,8 @@ class _Placer:
         count = _INNER.get("attention" if name in ATTENTION else name, 0)
         if name in SUMS:
             count = max(0, len(node.inputs) - 2)
+        elif name in _AFFINE:
+            count = _affine(op, name) - 1
         if not wide or node.outputs[0] not in self.reals:
             return
         for step in range(len(self.found.inside.get(op, ())), count):
@@ -273,6 +278,14 @@ class _Placer:
             return None
         once = self.times[node.op] == 1 and self.times[users[0].op] == 1
         return users[0].op if once else None
+
+
+def _affine(op: Any, name: str) -> int:
+    """How many of its two steps a rescaling has in the file: the converter drops a factor of 1 and a shift of 0."""
+    if name not in _AFFINE:
+        return 2
+    factor, shift = (keras.ops.convert_to_numpy(getattr(op, attribute)) for attribute in _AFFINE[name])
+    return int((factor != 1).any()) + int((shift != 0).any())
 
 
 def _normalizes(follower: Any, op: Any) -> bool:
