@@ -214,7 +214,7 @@ def test_every_algorithm_is_judged_by_its_file(measured: tuple[dict[str, Any], s
         [399, 200],
     )
     assert list(rows) == ["float", MINE, PRUNED, THIN]
-    assert all(row["notes"] == [] for row in rows.values())
+    assert {label: row["notes"] for label, row in rows.items()} == {label: [] for label in rows}
     floats = rows["float"]
     assert (floats["change"], floats["step"], floats["zeros"]) == (0.0, 1.0, pytest.approx(0.0, abs=0.01))
     assert floats["bytes"] > 4 * table["parameters"] > floats["zstd"] > 0

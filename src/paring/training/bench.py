@@ -35,7 +35,6 @@ from paring.measure.algorithms import (
 )
 from paring.measure.result import AlgorithmBench, AlgorithmRun, AlgorithmTable
 from paring.named import find
-from paring.optimize import optimize
 from paring.runtime import Worker
 from paring.testing import broken
 from paring.training.attaching import attach, attachment_of
@@ -297,21 +296,9 @@ def _write(members: Sequence[_Member], work: Path) -> None:
                 export(m.model, target, verified=False)
             else:
                 from_marked(attachment_of(m.model), out, notes=outcome.notes, output=target, verified=False)
-                target = _factored(m, target)
             m.file = target
         except ParingError as error:
             m.notes.append(f"no file was written: {error}")
-
-
-def _factored(member: _Member, path: Path) -> Path:
-    """A float file with trained factors in place of their products; the same file where nothing is decomposed."""
-    stages = member.entry.stages
-    decomposes = any(type(stage).factors is not Algorithm.factors for stage in stages)
-    if not decomposes or member.entry.recipe.rules[0].apply is not None:
-        return path
-    target = path.with_name(f"{path.stem}-factored.tflite")
-    optimize(path, member.entry.recipe, output=target, verified=False)
-    return target
 
 
 def _judged(member: _Member, data: DataSet, worker: Worker) -> dict[str, Any]:
