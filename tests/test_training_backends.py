@@ -25,7 +25,7 @@ def child(backend: str, folder: Path, *cases: str) -> dict[str, str]:
         needs(backend, f"not installed; `pip install keras {backend}`")
     environment = {**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-W", "error::UserWarning", str(SCRIPT), str(folder), *cases]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=800)
     assert "\x1e" in done.stdout, done.stderr[-3000:]
     found: dict[str, str] = json.loads(done.stdout.split("\x1e")[1])
     return found
