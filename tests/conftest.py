@@ -15,11 +15,6 @@ from types import ModuleType
 from typing import NoReturn
 
 import pytest
-from hypothesis import HealthCheck, settings
-
-# A machine that is busy otherwise is slow to draw examples; that is no failure of the code.
-settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("patient")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -59,6 +54,16 @@ def shared() -> Path:
 def tensorflow() -> ModuleType:
     """TensorFlow."""
     return need_module("tensorflow", "tensorflow", "TensorFlow is not installed; `pip install tensorflow-cpu`")
+
+
+@pytest.fixture(scope="session")
+def keras_on_tensorflow(tensorflow: ModuleType) -> ModuleType:
+    """Keras, running on TensorFlow."""
+    del tensorflow
+    keras = need_module("keras", "keras", "Keras is not installed; `pip install keras`")
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("needs tensorflow: Keras runs on another backend")
+    return keras
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import need_module
 
 import paring
 from paring.errors import BoundError, InputError
@@ -20,12 +19,9 @@ keras: Any = None
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _keras(tensorflow: Any) -> Iterator[None]:
+def _keras(keras_on_tensorflow: ModuleType) -> None:
     global keras
-    keras = need_module("keras", "keras", "Keras is not installed; `pip install keras`")
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("needs tensorflow: Keras runs on another backend")
-    yield
+    keras = keras_on_tensorflow
 
 
 PRUNE = {"sparsify": {"sparsity": 0.5}}

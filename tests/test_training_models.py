@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import need_module
 
 import paring
 
@@ -22,13 +22,10 @@ CHAIN = {"version": 1, "rules": [{"kind": "*", "apply": [
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _keras(tensorflow: Any) -> Iterator[None]:
+def _keras(keras_on_tensorflow: ModuleType) -> None:
     global keras
-    keras = need_module("keras", "keras", "Keras is not installed; `pip install keras`")
-    if keras.backend.backend() != "tensorflow":
-        pytest.skip("needs tensorflow: Keras runs on another backend")
+    keras = keras_on_tensorflow
     keras.utils.set_random_seed(0)
-    yield
 
 
 def images(count: int = 16) -> np.ndarray:

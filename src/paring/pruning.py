@@ -209,7 +209,8 @@ def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Ta
     if settings.target:
         shape = (unfolding.groups * unfolding.rows, *weight.shape[1:]) if op.kind != "matmul" else _turned(unfolding)
         positions = prod(max(1, d) for d in graph.tensors[op.outputs[0]].shape[:-1])
-        found, reason = sparse_choice(settings.target, op, shape, positions, _dtype(rule))
+        dtype = rule.apply.multiplied if rule.apply is not None else "float32"
+        found, reason = sparse_choice(settings.target, op, shape, positions, dtype)
         if found is None:
             return replace(task, reason=reason, mends=True)
         pattern = settings.pattern or found
@@ -218,13 +219,6 @@ def _task(graph: Graph, op: Op, rule: Rule, settings: Sparsify, why: str) -> _Ta
 
 def _turned(unfolding: Unfolding) -> tuple[int, ...]:
     return unfolding.rows, prod(unfolding.shape) // (unfolding.rows * unfolding.groups)
-
-
-def _dtype(rule: Rule) -> str:
-    """The type in which the weights will be multiplied."""
-    if rule.apply is None or rule.apply.weights not in ("int8", "int4") or rule.apply.activations == "float":
-        return "float32"
-    return "int8" if rule.apply.static else "dynamic-int8"
 
 
 def _allocated(

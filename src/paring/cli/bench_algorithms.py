@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -14,12 +13,12 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 
-from paring.cli.quantize import JSON
+from paring.cli import quantize as common
 from paring.errors import InputError, UnsupportedError
 from paring.formats.convert import check_installed
 from paring.measure.algorithms import DIGITS
 from paring.measure.result import AlgorithmBench, AlgorithmRow, AlgorithmTable
-from paring.measure.store import as_data, check_target, environment, write
+from paring.measure.store import as_data, check_target, environment
 from paring.report import console, size
 
 ALGORITHMS = typer.Option(
@@ -53,7 +52,7 @@ def bench_algorithms(
     built_in: bool = BUILT_IN,
     results: Path | None = RESULTS,
     html: Path | None = HTML,
-    as_json: bool = JSON,
+    as_json: bool = common.JSON,
 ) -> None:
     """Train compression algorithms, yours beside the built-in ones, with equal budgets: accuracy, size, time of a step."""
     if results is not None:
@@ -82,14 +81,7 @@ def bench_algorithms(
             progress=lambda what: progress.update(task, description=escape(what)),
         )  # fmt: skip
     told = as_data("bench-algorithms", {"environment": environment(), "algorithms": asdict(found)})
-    if results is not None:
-        write(results, told)
-    if html is not None:
-        from paring.report.page import write_page
-
-        write_page(html, told)
-    if as_json:
-        print(json.dumps(told, indent=1, allow_nan=False))
+    if common.deliver(told, results, html, as_json=as_json):
         return
     out = console()
     show(found, out)

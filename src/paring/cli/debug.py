@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ from paring.errors import InputError
 from paring.measure.compare import compare
 from paring.measure.noise import EXACT
 from paring.measure.result import Comparison, Error, Layer
-from paring.measure.store import as_data, check_target, environment, write
+from paring.measure.store import as_data, check_target, environment
 from paring.report import console, short_name
 
 WORST = 10
@@ -61,14 +60,7 @@ def debug(
             progress=lambda done: progress.update(task, completed=done),
         )  # fmt: skip
     facts = as_data("debug", {"environment": environment(), "comparison": asdict(found)})
-    if results_file is not None:
-        write(results_file, facts)
-    if html is not None:
-        from paring.report.page import write_page
-
-        write_page(html, facts)
-    if as_json:
-        print(json.dumps(facts, indent=1, allow_nan=False))
+    if common.deliver(facts, results_file, html, as_json=as_json):
         return
     out = console()
     show(found, out, every=every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from paring.errors import InputError
+from paring.measure.store import write
 from paring.optimize import Result, optimize
 from paring.recipe import IO_TYPES, Recipe
 from paring.report import console, show, to_json
@@ -90,6 +92,19 @@ def run(
         show(result.report, out, every=every)
         out.print(f"wrote {output}")
     return result
+
+
+def deliver(facts: dict[str, Any], results: Path | None, html: Path | None, *, as_json: bool) -> bool:
+    """Writes what `as_data` gave as JSON and as a page where asked; prints it as JSON, and then says True."""
+    if results is not None:
+        write(results, facts)
+    if html is not None:
+        from paring.report.page import write_page
+
+        write_page(html, facts)
+    if as_json:
+        print(json.dumps(facts, indent=1, allow_nan=False))
+    return as_json
 
 
 def quantize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor
@@ -19,7 +18,7 @@ from rich.table import Table
 from paring.cli import quantize as common
 from paring.errors import InputError, UnsupportedError
 from paring.measure.result import Candidate, Tuning
-from paring.measure.store import as_data, check_target, environment, write
+from paring.measure.store import as_data, check_target, environment
 from paring.report import console, show, size
 from paring.tuning import tune as search
 
@@ -103,14 +102,7 @@ def tune(
         raise
     recipe_file.write_text(found.recipe.to_yaml(), encoding="utf-8")
     told = as_data("tune", {"environment": environment(), "tuning": asdict(found.tuning)})
-    if results is not None:
-        write(results, told)
-    if html is not None:
-        from paring.report.page import write_page
-
-        write_page(html, told)
-    if as_json:
-        print(json.dumps(told, indent=1, allow_nan=False))
+    if common.deliver(told, results, html, as_json=as_json):
         return
     out = console()
     show(found.result.report, out)

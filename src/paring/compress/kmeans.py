@@ -118,13 +118,19 @@ def nearest(values: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """
     found = np.empty(values.shape, np.float32)
     for row, (line, own) in enumerate(zip(values, centers, strict=True)):
-        found[row] = own[np.searchsorted((own[1:] + own[:-1]) / 2, line)]
+        found[row] = own[np.searchsorted(_middles(own), line)]
     return found
+
+
+def _middles(centers: np.ndarray) -> np.ndarray:
+    """Half way between neighbours, float64: in float32 there is nothing between two that are next to each other."""
+    wide = centers.astype(np.float64)
+    return np.asarray((wide[..., 1:] + wide[..., :-1]) / 2)
 
 
 def _edges(ordered: np.ndarray, counts: np.ndarray, rows: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Where each center's values begin and end, of some rows: int [rows, clusters + 1], by bisection of all at once."""
-    middle = (centers[:, 1:] + centers[:, :-1]) / 2
+    middle = _middles(centers)
     low = np.zeros(middle.shape, np.int64)
     high = np.broadcast_to(counts[rows, None], middle.shape).copy()
     while (open_ := low < high).any():

@@ -128,6 +128,17 @@ class Quantize(Algorithm):
         """True where weights are rounded by what their operator reads behind those that are quantized already."""
         return self.rounding != "nearest" and self.weights in ("int8", "int4")
 
+    @property
+    def multiplied(self) -> str:
+        """The type in which kernels multiply the weights: `float32`, `int8` (activations too) or `dynamic-int8`.
+
+        >>> Quantize("int8", "int8").multiplied, Quantize("int8", "float").multiplied
+        ('int8', 'float32')
+        """
+        if self.weights not in ("int8", "int4") or self.activations in ("float", "bfloat16"):
+            return "float32"
+        return "int8" if self.static else "dynamic-int8"
+
     def settings(self) -> dict[str, Any]:
         """The fields that differ from their defaults, plus weights and activations: what a recipe file says."""
         found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}

@@ -151,10 +151,7 @@ def _fitted(stage: Algorithm, p: Place, weight: np.ndarray, context: Context, no
 
 
 def _layer(p: Place, weight: np.ndarray, context: Context, node: Any) -> Layer:
-    quantize, outputs = p.quantize, len(weight)
-    dtype = "float32"
-    if quantize is not None and quantize.weights in _INTEGER and quantize.activations != "float":
-        dtype = "int8" if quantize.static else "dynamic-int8"
+    dtype = p.quantize.multiplied if p.quantize is not None else "float32"
     positions = 1
     if node is not None and node.tensors:
         shape = p.op.compute_output_shape(node.tensors[0].shape)
@@ -162,7 +159,7 @@ def _layer(p: Place, weight: np.ndarray, context: Context, node: Any) -> Layer:
     steps = [*np.ravel(getattr(p.op, "strides", 1)), *np.ravel(getattr(p.op, "dilation_rate", 1))]
     inputs = weight.shape[1] // context.taps
     groups = getattr(p.op, "groups", 1)
-    return Layer(kind_of(p.op), outputs, inputs, context.taps, positions, dtype, max(map(int, steps)) > 1, groups)
+    return Layer(kind_of(p.op), len(weight), inputs, context.taps, positions, dtype, max(map(int, steps)) > 1, groups)
 
 
 def factor_sites(given: dict[Any, list[Given]], by_op: dict[Any, Place], sites: Sites) -> None:

@@ -109,7 +109,6 @@ def attach(
     with _beginning(begun):
         compressed = {op: compressed_layer(by_op[op], chosen_, sites, state) for op, chosen_ in plans.items()}
         attachment = Attachment(model, chosen, state, rows, sites, optimizer, momentum)
-        number = 0
         for number, p in enumerate((p for p in places if p.rule is not None), 1):
             attachment.labels[p.op] = number
             attachment.settings[number] = p

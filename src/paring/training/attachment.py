@@ -21,7 +21,7 @@ from paring.training.state import State
 from paring.training.weights import normalizing
 
 MOMENTUM = 0.99
-NORMAL, CALIBRATE, ANNOTATE, PLAIN = "normal", "calibrate", "annotate", "plain"
+NORMAL, CALIBRATE, ANNOTATE = "normal", "calibrate", "annotate"
 
 
 @dataclass(frozen=True)
@@ -159,6 +159,7 @@ class Attachment:
     @contextmanager
     def annotating(self) -> Iterator[None]:
         """The model as it is exported: sites are marked, weights are constants."""
+        self.frozen = {}
         for site in self.sites.all():
             self.range(site)
             self.frozen[site] = self._frozen_grid(site)
@@ -173,9 +174,11 @@ class Attachment:
         for norm, source in self.sites.alone.items():
             factor, shift = normalizing(norm, self.scale(source))
             self.frozen[norm] = ops.convert_to_numpy(factor), ops.convert_to_numpy(shift)
-        with self.working(ANNOTATE):
-            yield
-        self.frozen = {}
+        try:
+            with self.working(ANNOTATE):
+                yield
+        finally:
+            self.frozen = {}
 
     def _frozen_grid(self, site: Site) -> tuple[float, float]:
         if site in self.frozen:
@@ -205,7 +208,7 @@ class Attachment:
 
     def at(self, site: Site | None, x: Any) -> Any:
         """A value at a site."""
-        if site is None or self.mode == PLAIN or not hasattr(x, "dtype"):
+        if site is None or not hasattr(x, "dtype"):
             return x
         site = site.root()
         if self.mode == CALIBRATE:
@@ -240,7 +243,7 @@ class Attachment:
 
     def grid(self, site: Site | None) -> tuple[Any, Any] | None:
         """Step and zero point of a site's grid, float32 scalars; None where there is none."""
-        if site is None or self.mode in (PLAIN, CALIBRATE):
+        if site is None or self.mode == CALIBRATE:
             return None
         site = site.root()
         if site.fixed is not None:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 from typing import Any
 
 LEAST_RANK = 2  # vectors are biases, scales and the like
-GENERAL = "custom"
 
 
 @dataclass(frozen=True)

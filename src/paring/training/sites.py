@@ -37,11 +37,11 @@ _JOINED = {"Concatenate", "Stack", "Hstack", "Vstack"}
 _TRANSPOSED = ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose")  # the converter leaves their relu alone
 _FUSES = {*LINEAR, "BatchNormalization", "Add", "Subtract", "Multiply"} - {"SeparableConv1D", *_TRANSPOSED}
 _FIXED = {"softmax": (0.0, 255 / 256), "sigmoid": (0.0, 255 / 256), "tanh": (-1.0, 127 / 128)}
-_FIXED_16 = (-1.0, 32767 / 32768)
+_FIXED_16 = (-32767 / 32768, 32767 / 32768)
 _PLAIN = ("linear", "relu", "relu6")
 _OPERATIONS = {
     "Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Softmax": "softmax", "Tanh": "tanh", "Silu": "silu",
-    "HardSigmoid": "hard_sigmoid",
+    "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu",
 }  # fmt: skip
 _INNER = {"SeparableConv1D": 1, "SeparableConv2D": 1, "attention": 3}
 _AFFINE = {"Rescaling": ("scale", "offset"), "Normalization": ("variance", "mean")}
@@ -194,10 +194,12 @@ class _Placer:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
         read = [self.at.get(v) for v in node.inputs]
-        pair = name in SUMS and len(read) == 2
-        if (pair or (type(op).__name__ in ACTIVE and activation == "silu")) and self.times[op] == 1 and all(read):
+        whole = (name in SUMS and len(read) <= 2) or (
+            type(op).__name__ in ACTIVE and activation in ("silu", "hard_silu")
+        )
+        if whole and self.times[op] == 1 and all(read):
             self.found.reads[op] = tuple(s for s in read if s is not None)
-        if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name):
+        if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name) or _of_one(node):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
         if name in ("Matmul", "Einsum") and len(read) == 2 and read[1] is not None:
@@ -222,13 +224,13 @@ class _Placer:
             return
         if self.bits(op):
             if activation == "silu" or activation == "hard_sigmoid":
-                fixed = _fixed("sigmoid", wide) if activation == "silu" else (0.0, 6.0)
+                fixed = fixed_range("sigmoid", wide) if activation == "silu" else (0.0, 6.0)
                 self.found.inside.setdefault(op, []).append(Site(f"{node.path}/gate", wide, fixed))
             if name not in ACTIVE and (activation not in _PLAIN or (name in _TRANSPOSED and activation != "linear")):
                 self.found.before.setdefault(op, Site(f"{node.path}/before", wide))
         known = self.found.outputs.get(op)
         if known is None:
-            fixed = _fixed(activation, wide) if self.bits(op) else None
+            fixed = fixed_range(activation, wide) if self.bits(op) else None
             known = [Site(f"{node.path}/{k}" if k else node.path, wide, fixed if k == 0 else None) if v in self.reals else None
                      for k, v in enumerate(node.outputs)]  # fmt: skip
         if name in _JOINED and known[0] is not None:
@@ -280,6 +282,14 @@ class _Placer:
         return users[0].op if once else None
 
 
+def _of_one(node: Any) -> bool:
+    """True for an average of single values, which the converter drops."""
+    if not name_of(node.op).startswith("GlobalAveragePooling"):
+        return False
+    spatial = node.tensors[0].shape[1:-1] if node.op.data_format == "channels_last" else node.tensors[0].shape[2:]
+    return all(size == 1 for size in spatial)
+
+
 def _affine(op: Any, name: str) -> int:
     """How many of its two steps a rescaling has in the file: the converter drops a factor of 1 and a shift of 0."""
     if name not in _AFFINE:
@@ -298,5 +308,6 @@ def _fused(follower: Any) -> bool:
     return type(follower).__name__ in ACTIVE and activation_of(follower) in ("relu", "relu6")
 
 
-def _fixed(activation: str, bits: int) -> tuple[float, float] | None:
+def fixed_range(activation: str, bits: int) -> tuple[float, float] | None:
+    """The range on which the kernel of an activation writes, None where the values decide."""
     return None if activation not in _FIXED else _FIXED[activation] if bits == 8 else _FIXED_16

@@ -131,13 +131,7 @@ class Compressed:
         """Both factors, and what is added behind them (None for nothing); deployed, with batch normalization folded."""
         with AutocastScope(None):
             left, right = self.targets[0].factors(training=training, step=step)
-            bias = (
-                None if self.bias is None else ops.reshape(ops.cast(ops.convert_to_tensor(self.bias), "float32"), (-1,))
-            )
-            if not training and self.norm is not None and self.quantized:
-                factor, shift = folding(self.norm)
-                left = left * ops.reshape(factor, (-1, 1))
-                bias = shift if bias is None else bias * factor + shift
+            left, bias = self._folded(left) if not training and self.quantized else (left, self._bias())
         return left, right, bias
 
     @property
@@ -148,7 +142,7 @@ class Compressed:
     @property
     def quantized(self) -> bool:
         """True where its weights become integers."""
-        return any(t.quantize is not None and t.quantize.weights in ("int8", "int4") for t in self.targets)
+        return any(t.quantize is not None for t in self.targets)
 
     def values(self, *, training: bool, step: Any, scale: Any) -> tuple[list[tuple[Any, Any]], Any]:
         """What the layer is to see: variables with their values, and what is to be added to its result (None for nothing).
@@ -168,11 +162,7 @@ class Compressed:
                     continue
                 matrix, bias = self._deployed(target, matrix, scale)
                 shown.append((target.part.variable, target.weight(matrix)))
-                if bias is None:
-                    continue
-                if self.bias is None:
-                    return shown, bias
-                shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
+                return shown, self._beside(shown, bias)
         return shown, None
 
     def codes(self, scale: Any) -> tuple[list[tuple[Any, Any]], Any, Any] | None:
@@ -202,29 +192,48 @@ class Compressed:
             unit = ops.tile(unit, (times,)) if times > 1 else unit
             bias = bias / unit
             bias = through(ops, ops.where(ops.abs(bias) < _EXACT, ops.round(bias), bias), bias)
-            if self.bias is None:
-                return shown, bias, unit
-            shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
-        return shown, None, unit
+            return shown, self._beside(shown, bias), unit
 
     def _deployed(self, target: Target, matrix: Any, scale: Any) -> tuple[Any, Any]:
         """Batch normalization folded, and the bias on the grid of the product: what the integer kernel computes."""
-        bias = None if self.bias is None else ops.reshape(ops.cast(ops.convert_to_tensor(self.bias), "float32"), (-1,))
-        if self.norm is not None:
-            factor, shift = folding(self.norm)
-            matrix = matrix * ops.reshape(factor, (-1, 1))
-            if target.quantize is not None and target.quantize.granularity == "channel":
-                matrix = regrid(matrix, FORMS[target.quantize.weights].high)
-            bias = shift if bias is None else bias * factor + shift
+        matrix, bias = self._folded(matrix)
+        if self.norm is not None and target.quantize is not None and target.quantize.granularity == "channel":
+            matrix = regrid(matrix, FORMS[target.quantize.weights].high)
         if bias is not None and scale is not None and target.quantize is not None:
             bias = on_grid(bias, scale, matrix, FORMS[target.quantize.weights].high)
         return matrix, bias
+
+    def _folded(self, matrix: Any) -> tuple[Any, Any]:
+        """Weights and bias with batch normalization in them, as they are without one."""
+        bias = self._bias()
+        if self.norm is None:
+            return matrix, bias
+        factor, shift = folding(self.norm)
+        return matrix * ops.reshape(factor, (-1, 1)), shift if bias is None else bias * factor + shift
+
+    def _bias(self) -> Any:
+        """The bias, float32 [outputs]; None without one."""
+        return None if self.bias is None else ops.reshape(ops.cast(ops.convert_to_tensor(self.bias), "float32"), (-1,))
+
+    def _beside(self, shown: list[tuple[Any, Any]], bias: Any) -> Any:
+        """Shows a bias as the layer's own, and gives back what is left to be added where it has none."""
+        if bias is None or self.bias is None:
+            return bias
+        shown.append((self.bias, ops.cast(ops.reshape(bias, self.bias.shape), self.bias.dtype)))
+        return None
 
 
 def folding(norm: Any) -> tuple[Any, Any]:
     """Factor and shift of a batch normalization in evaluation, float32 [channels]."""
     with AutocastScope(None):
-        return _folding(norm)
+        mean, variance = (
+            ops.cast(ops.convert_to_tensor(v), "float32") for v in (norm.moving_mean, norm.moving_variance)
+        )
+        factor = ops.rsqrt(variance + norm.epsilon)
+        if norm.scale:
+            factor = factor * ops.cast(ops.convert_to_tensor(norm.gamma), "float32")
+        shift = -mean * factor
+        return factor, shift + ops.cast(ops.convert_to_tensor(norm.beta), "float32") if norm.center else shift
 
 
 def normalizing(norm: Any, scale: Any) -> tuple[Any, Any]:
@@ -239,15 +248,6 @@ def normalizing(norm: Any, scale: Any) -> tuple[Any, Any]:
         return factor, shift
     rows = regrid(ops.reshape(factor, (-1, 1)), 127)
     return ops.reshape(rows, (-1,)), on_grid(shift, scale, rows, 127)
-
-
-def _folding(norm: Any) -> tuple[Any, Any]:
-    mean, variance = (ops.cast(ops.convert_to_tensor(v), "float32") for v in (norm.moving_mean, norm.moving_variance))
-    factor = ops.rsqrt(variance + norm.epsilon)
-    if norm.scale:
-        factor = factor * ops.cast(ops.convert_to_tensor(norm.gamma), "float32")
-    shift = -mean * factor
-    return factor, shift + ops.cast(ops.convert_to_tensor(norm.beta), "float32") if norm.center else shift
 
 
 def on_grid(bias: Any, scale: Any, matrix: Any, high: int) -> Any:
@@ -280,10 +280,11 @@ def _steps(matrix: Any, high: int) -> Any:
 
 
 @contextmanager
-def showing(values: Sequence[tuple[Any, Any]], variables: Sequence[Any], layer: Any) -> Iterator[None]:
+def showing(values: Sequence[tuple[Any, Any]], watched: Mapping[int, Any], layer: Any) -> Iterator[None]:
     """Inside, each variable of `values` reads as the value beside it.
 
-    What is written to `variables` meanwhile, and the losses that `layer` adds, reach them behind.
+    What is written to other variables of `watched`, which has them by identity, and the losses that `layer` adds, reach them
+    behind.
     """
     outer = get_stateless_scope()
     mapping = dict(outer.state_mapping) if outer is not None else {}
@@ -292,10 +293,10 @@ def showing(values: Sequence[tuple[Any, Any]], variables: Sequence[Any], layer: 
     scope.state_mapping.update(mapping)
     with scope:
         yield
-    for variable in variables:
-        new = scope.state_mapping.get(id(variable))
-        if new is not None and new is not mapping.get(id(variable)):
-            variable.assign(new)
+    own = {id(variable) for variable, _ in values}
+    for key, new in scope.state_mapping.items():
+        if new is not mapping.get(key) and key in watched and key not in own:
+            watched[key].assign(new)
     if scope.losses and outer is not None:
         outer.losses.extend(scope.losses if outer.collect_losses else ())
     elif scope.losses:
