@@ -236,7 +236,9 @@ def promises(path: Path, technique: str) -> dict[str, Any]:
                 continue
             values = np.moveaxis(tensor.weight.read(), use.axis or 0, 0)
             values = values.reshape(len(values), -1)
-            zeros, total = zeros + int((values == 0).sum()), total + values.size
+            grid = tensor.quantization
+            zero = np.reshape(grid.zero_point, (-1, 1)) if grid is not None and values.dtype.kind == "i" else 0
+            zeros, total = zeros + int((values == zero).sum()), total + values.size
             ordered = np.sort(values, axis=1)
             most = max(most, 1 + int((np.diff(ordered, axis=1) != 0).sum(axis=1).max()))
     found = {"zeros": zeros / total if total else 0.0, "distinct": most}

@@ -68,6 +68,52 @@ def test_the_file_gives_what_predict_gave_bit_for_bit(trained: tuple[Any, np.nda
     assert len(np.unique(shown)) > 20  # not a constant
 
 
+def test_separable_convolutions_lone_normalization_and_pools_beside_each_other(tmp_path: Path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    layers = keras.layers
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((8, 8, 3))
+    x = layers.ReLU()(layers.Conv2D(8, 3)(inputs))  # read twice: its grid is not that of the averages on it
+    y = layers.BatchNormalization()(layers.SeparableConv2D(8, 3, padding="same", use_bias=False, depth_multiplier=2)(x))
+    x = layers.Add()([layers.AveragePooling2D(3, 1, "same")(x), y])
+    x = layers.Concatenate()([layers.Activation("relu")(layers.BatchNormalization()(x)), layers.Activation("relu")(x)])
+    model = keras.Model(inputs, layers.Dense(3)(layers.GlobalAveragePooling2D()(x)))
+    data = np.random.default_rng(0).standard_normal((32, 8, 8, 3)).astype(np.float32)
+    attachment = paring.attach(model, "int8", data)
+    (pooled,) = [s for o, (s, *_) in attachment.sites.outputs.items() if type(o).__name__ == "AveragePooling2D"]
+    before = attachment.range(pooled.root())
+    model.compile("sgd", "mse")
+    model.fit(data, np.zeros((32, 3)), epochs=3, verbose=0)
+    after = attachment.range(pooled.root())
+    assert (
+        after[1] != before[1] and after[1] > 0.9 * before[1]
+    )  # moved by what the convolution makes, not by averages of it
+    out = tmp_path / "model.tflite"
+    paring.export(model, out)
+    shown = model.predict(data, verbose=0)
+    interpreter = Interpreter(str(out), num_threads=1)
+    interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], data.shape)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], data)
+    interpreter.invoke()
+    np.testing.assert_array_equal(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]), shown)
+
+
+def test_a_float_file_of_a_pruned_model_with_normalization(tmp_path: Path):
+    layers = keras.layers
+    inputs = keras.Input((8, 8, 3))
+    x = layers.BatchNormalization()(layers.Conv2DTranspose(4, 3)(layers.BatchNormalization()(inputs)))
+    model = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(layers.ReLU()(x))))
+    data = np.random.default_rng(0).standard_normal((4, 8, 8, 3)).astype(np.float32)
+    paring.attach(model, {"version": 1, "rules": [{"kind": "*", "apply": {"sparsify": {"sparsity": 0.5}}}]}, data)
+    paring.export(model, tmp_path / "model.tflite")
+    graph = view(paring.load(tmp_path / "model.tflite"))
+    used = [t for op in graph.ops for _, t in graph.weights_of(op) if t.weight is not None and len(t.shape) > 1]
+    shares = [float((t.weight.read() == 0).mean()) for t in used if t.weight is not None and np.prod(t.shape) > 100]
+    assert len(shares) == 2 and min(shares) >= 0.49
+
+
 def test_it_holds_the_numbers_that_the_converter_makes_of_the_same_marks(
     trained: tuple[Any, np.ndarray, Path], tmp_path: Path, tensorflow: Any
 ):

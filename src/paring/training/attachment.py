@@ -210,9 +210,9 @@ class Attachment:
         """A value at a site."""
         if site is None or not hasattr(x, "dtype"):
             return x
-        site = site.root()
+        follows, site = site.follows, site.root()
         if self.mode == CALIBRATE:
-            if site.fixed is None:
+            if site.fixed is None and not follows:
                 self._seen.setdefault(id(site), TensorStatistics.for_requests({RANGE, HISTOGRAM})).update(
                     np.asarray(ops.convert_to_numpy(x), np.float32), {RANGE, HISTOGRAM}
                 )
@@ -229,7 +229,7 @@ class Attachment:
         if not self.training:
             set_ = ops.cast(now[1] > now[0], x.dtype)
             return set_ * ranges.evaluate(x, now[0], now[1], site.bits, site.symmetric) + (1 - set_) * x
-        if not variable.trainable:
+        if not (variable.trainable or follows):
             wide = ops.cast(ops.stop_gradient(x), "float32")
             here = ops.stack([ops.minimum(ops.min(wide), 0.0), ops.maximum(ops.max(wide), 0.0)])
             now = ops.where(now[1] > now[0], now + (1 - self.momentum) * (here - now), here)

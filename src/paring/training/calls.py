@@ -17,7 +17,7 @@ from paring.training.attachment import ANNOTATE, NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import ACTIVE, ATTENTION, LINEAR, SUMS, Site
 from paring.training.steps import POOLED, STEPS, activated, attention, combined, pooled, stepwise
-from paring.training.weights import Compressed, Flat, normalizing, showing
+from paring.training.weights import Compressed, Flat, normalizing, normalizing_codes, showing
 
 Call = Callable[..., Any]
 
@@ -152,6 +152,11 @@ def _with_weights(attachment: Attachment, compressed: Compressed, run: Call) -> 
         if whole is not None:
             sink = attachment.scale(attachment.sites.sink(layer))
             form = functools.partial(_flat, layer, flat, lambda made: made) if flat is not None else run
+            if len(compressed.targets) > 1:
+                middle, scale = attachment.sites.inside[layer][0], attachment.scale(attachment.sites.source[layer])
+                first, unit = compressed.first_codes(scale)
+                whole[0].append(first)
+                form = functools.partial(form, between=functools.partial(_between, attachment, layer, middle, unit))
             return _in_integers(layer, form, whole, (scale, sink), watched, args, kwargs)
         if attachment.mode == ANNOTATE:
             shown, added = attachment.frozen[layer]
@@ -238,11 +243,7 @@ def _in_integers(layer: Any, run: Call, whole: Any, scales: Any, watched: Any, a
 
     def real(sums: Any) -> Any:
         sums = sums if added is None else sums + _along(layer, added, sums)
-        if sink is None:
-            sums = sums * _along(layer, unit, sums)
-        else:
-            codes = sums * _along(layer, unit / sink, sums)
-            sums = through(ops, ops.round(codes), codes) * sink
+        sums = _requantized(sums, _along(layer, unit, sums), sink)
         return sums if plain is None else plain(sums)
 
     codes = ops.cast(args[0], "float32") / scale
@@ -255,10 +256,25 @@ def _in_integers(layer: Any, run: Call, whole: Any, scales: Any, watched: Any, a
     return ops.cast(made, layer.compute_dtype)
 
 
+def _requantized(sums: Any, unit: Any, step: Any) -> Any:
+    """Sums of products of codes as real numbers; on the grid of their result, where it is known, as XNNPACK rounds them."""
+    if step is None:
+        return sums * unit
+    codes = sums * (unit / step)
+    return through(ops, ops.round(codes), codes) * step
+
+
+def _between(attachment: Attachment, layer: Any, site: Site, unit: Any, sums: Any) -> Any:
+    """What a separable convolution's depthwise part gives its pointwise one: codes, of sums of codes."""
+    step = attachment.scale(site)
+    codes = attachment.at(site, _requantized(sums, _along(layer, unit, sums), step)) / step
+    return through(ops, ops.round(codes), codes)
+
+
 def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) -> Call:
     """Batch normalization: alive in training; deployed it is in the layer before, or a depthwise convolution of its own."""
     source = attachment.sites.alone.get(norm)
-    own = bool(attachment.sites.outputs.get(norm)) or norm in attachment.labels
+    own = norm in attachment.sites.alone and (bool(attachment.sites.outputs.get(norm)) or norm in attachment.labels)
 
     def normalized(x: Any, *args: Any, **kwargs: Any) -> Any:
         if attachment.training:
@@ -268,6 +284,11 @@ def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) ->
         scale = attachment.scale(source)
         if not own or len(x.shape) != 4 or norm.axis not in (3, -1):
             return run(x, *args, **kwargs)
+        if scale is not None and attachment.mode == NORMAL:
+            factor, shift, unit = normalizing_codes(norm, scale)
+            codes = ops.cast(x, "float32") / scale
+            sums = through(ops, ops.round(codes), codes) * factor + shift
+            return ops.cast(_requantized(sums, unit, attachment.scale(attachment.sites.sink(norm))), x.dtype)
         factor, shift = attachment.frozen[norm] if attachment.mode == ANNOTATE else normalizing(norm, scale)
         kernel = ops.cast(ops.reshape(factor, (1, 1, -1, 1)), x.dtype)
         return ops.depthwise_conv(x, kernel) + ops.cast(shift, x.dtype)

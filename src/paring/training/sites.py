@@ -58,12 +58,14 @@ class Site:
       bits: 8 or 16.
       fixed: The range where the kernel has one of its own.
       symmetric: Whether zero is the middle of 8 bits, as products of two activations want it of the second.
+      follows: Whether it only takes over the range of the site that it was joined to, whatever it sees itself.
     """
 
     name: str
     bits: int
     fixed: tuple[float, float] | None = None
     symmetric: bool = False
+    follows: bool = False
     joined: Site | None = field(default=None, repr=False)
 
     def root(self) -> Site:
@@ -170,6 +172,7 @@ class _Placer:
                 self.users.setdefault(value, []).append(node)
         self.at: dict[int, Site | None] = {}
         self.found = Sites()
+        self.alike: dict[Any, list[Site | None]] = {}
         self.taken: dict[Any, str] = {}  # batch normalizations that were folded, and into what
 
     def run(self) -> Sites:
@@ -220,7 +223,7 @@ class _Placer:
         if not wide or value not in self.reals:
             return
         if name in _SAME and first is not None:
-            self.put(node, [first] * len(node.outputs))
+            self.put(node, [Site(node.path, wide, follows=True, joined=first) for _ in node.outputs])
             return
         if self.bits(op):
             if activation == "silu" or activation == "hard_sigmoid":
@@ -229,10 +232,13 @@ class _Placer:
             if name not in ACTIVE and (activation not in _PLAIN or (name in _TRANSPOSED and activation != "linear")):
                 self.found.before.setdefault(op, Site(f"{node.path}/before", wide))
         known = self.found.outputs.get(op)
+        alike = (type(op).__name__ in ACTIVE, activation, node.inputs)  # the converter makes them one
+        known = self.alike.get(alike) if known is None and alike[0] else known
         if known is None:
             fixed = fixed_range(activation, wide) if self.bits(op) else None
             known = [Site(f"{node.path}/{k}" if k else node.path, wide, fixed if k == 0 else None) if v in self.reals else None
                      for k, v in enumerate(node.outputs)]  # fmt: skip
+        self.alike.setdefault(alike, known)
         if name in _JOINED and known[0] is not None:
             for other in (self.at.get(v) for v in node.inputs):
                 if other is not None and other.fixed is None and other.root() is not known[0].root():

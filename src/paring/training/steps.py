@@ -34,13 +34,13 @@ def _hard_silu(attachment: Attachment, op: Any, x: Any) -> Any:
     return _exact(attachment, ops.hard_silu(x), (x,), (read,), sinks[0], _hard_swish)
 
 
-def _separable(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> Any:
+def _separable(attachment: Attachment, layer: Any, inside: list[Site], x: Any, *, between: Call | None = None) -> Any:
     options: dict[str, Any] = {"data_format": layer.data_format}
     strides = layer.strides if len(set(layer.strides)) > 1 else layer.strides[0]
     x = ops.depthwise_conv(
         x, layer.depthwise_kernel, strides=strides, padding=layer.padding, dilation_rate=layer.dilation_rate, **options
     )
-    x = attachment.at(inside[0], x)
+    x = attachment.at(inside[0], x) if between is None else between(x)
     x = ops.conv(x, layer.pointwise_kernel, strides=1, padding="valid", **options)
     if layer.use_bias:
         first = layer.data_format == "channels_first"

@@ -169,23 +169,19 @@ class Compressed:
         """The deployed form in integers, held in float32 in which their sums are exact up to 2^24.
 
         Args:
-          scale: The step of the grid on which the layer reads its input.
+          scale: The step of the grid on which the last of its weights meets its input.
 
         Returns:
           Variables with their values, what is to be added to the result (None for nothing), and the real size of one unit of
           the result, float32 [outputs]; None where the layer has no such form.
         """
-        if len(self.targets) != 1 or not self.quantized or self.factored:
+        if not self.quantized or self.factored:
             return None
-        (target,) = self.targets
-        assert target.quantize is not None
+        target = self.targets[-1]
         with AutocastScope(None):
-            matrix = target.matrix(training=False, step=None)
-            matrix, bias = self._deployed(target, matrix, scale)
-            steps = _steps(matrix, FORMS[target.quantize.weights].high)
-            whole = matrix / ops.reshape(steps, (-1, 1))
-            shown = [(target.part.variable, target.weight(through(ops, ops.round(whole), whole)))]
-            unit = scale * steps
+            matrix, bias = self._deployed(target, target.matrix(training=False, step=None), scale)
+            value, unit = _whole(target, matrix, scale)
+            shown = [(target.part.variable, value)]
             if bias is None:
                 return shown, None, unit
             times = int(bias.shape[0]) // int(unit.shape[0])
@@ -193,6 +189,12 @@ class Compressed:
             bias = bias / unit
             bias = through(ops, ops.where(ops.abs(bias) < _EXACT, ops.round(bias), bias), bias)
             return shown, self._beside(shown, bias), unit
+
+    def first_codes(self, scale: Any) -> tuple[tuple[Any, Any], Any]:
+        """The first of two weights, a separable convolution's depthwise one, as `codes` gives the last: with nothing to add."""
+        with AutocastScope(None):
+            value, unit = _whole(self.targets[0], self.targets[0].matrix(training=False, step=None), scale)
+        return (self.targets[0].part.variable, value), unit
 
     def _deployed(self, target: Target, matrix: Any, scale: Any) -> tuple[Any, Any]:
         """Batch normalization folded, and the bias on the grid of the product: what the integer kernel computes."""
@@ -223,6 +225,14 @@ class Compressed:
         return None
 
 
+def _whole(target: Target, matrix: Any, scale: Any) -> tuple[Any, Any]:
+    """Codes of a weight as its variable lies, and the real size of one unit of its products with codes of a step `scale`."""
+    assert target.quantize is not None
+    steps = _steps(matrix, FORMS[target.quantize.weights].high)
+    whole = matrix / ops.reshape(steps, (-1, 1))
+    return target.weight(through(ops, ops.round(whole), whole)), scale * steps
+
+
 def folding(norm: Any) -> tuple[Any, Any]:
     """Factor and shift of a batch normalization in evaluation, float32 [channels]."""
     with AutocastScope(None):
@@ -248,6 +258,18 @@ def normalizing(norm: Any, scale: Any) -> tuple[Any, Any]:
         return factor, shift
     rows = regrid(ops.reshape(factor, (-1, 1)), 127)
     return ops.reshape(rows, (-1,)), on_grid(shift, scale, rows, 127)
+
+
+def normalizing_codes(norm: Any, scale: Any) -> tuple[Any, Any, Any]:
+    """The same in integers: codes of the factor and of the shift, and the real size of one unit, float32 [channels] each."""
+    factor, shift = normalizing(norm, scale)
+    steps = _steps(ops.reshape(factor, (-1, 1)), 127)
+    unit = scale * steps
+    return (
+        through(ops, ops.round(factor / steps), factor / steps),
+        through(ops, ops.round(shift / unit), shift / unit),
+        unit,
+    )
 
 
 def on_grid(bias: Any, scale: Any, matrix: Any, high: int) -> Any:
