@@ -100,6 +100,16 @@ def test_attaching_twice_is_refused() -> None:
     assert str(attachment)
 
 
+def test_a_layer_works_in_one_attachment() -> None:
+    first = dense()
+    other = keras.Model(first.input, keras.layers.Dense(2)(first.output), name="other")
+    paring.attach(first, recipe(PRUNE))
+    said = _refused(other, recipe(PRUNE))
+    assert f"of model {first.name}" in said
+    paring.finalize(first)
+    assert paring.attach(other, recipe(PRUNE)).rows
+
+
 def test_a_schedule_in_epochs_needs_their_length() -> None:
     stage = {"sparsify": {"sparsity": 0.5, "schedule": "cosine", "start": 0, "end": 2, "unit": "epochs"}}
     assert "steps_per_epoch" in _refused(dense(), recipe(stage))

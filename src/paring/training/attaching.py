@@ -219,6 +219,12 @@ def _check(model: Any) -> None:
             "a recipe is attached already", where=f"model {model.name}", expected="a plain model",
             todo="Put all stages into one recipe, or call paring.finalize(model) first",
         )  # fmt: skip
+    for layer in model._flatten_layers(include_self=False):
+        if (other := calls.works_in(layer)) is not None:
+            raise InputError(
+                "a recipe is attached already", where=f"layer {layer.name} of model {other.model.name}",
+                expected="layers without one", todo="Attach to one of the models that share it",
+            )  # fmt: skip
     graph = hasattr(model, "_nodes_by_depth")  # what is not built there is not called
     unbuilt = [layer.name for layer in model._flatten_layers() if not layer.built and not graph]
     if not model.built or unbuilt:

@@ -25,7 +25,9 @@ Call = Callable[..., Any]
 def replace(attachment: Attachment, owner: Any, name: str, function: Call) -> None:
     """Puts a function in place of a method, and remembers how to undo it."""
     before = owner.__dict__.get(name)
-    setattr(owner, name, functools.wraps(getattr(owner, name))(function))
+    made = functools.wraps(getattr(owner, name))(function)
+    made.attachment = attachment  # type: ignore[attr-defined]
+    setattr(owner, name, made)
 
     def undo() -> None:
         delattr(owner, name)
@@ -33,6 +35,11 @@ def replace(attachment: Attachment, owner: Any, name: str, function: Call) -> No
             setattr(owner, name, before)
 
     attachment.undo.append(undo)
+
+
+def works_in(layer: Any) -> Any:
+    """The attachment that a layer has part in, None without one."""
+    return getattr(vars(layer).get("call"), "attachment", None)
 
 
 def patch_model(attachment: Attachment, call: Call) -> None:
