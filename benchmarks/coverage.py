@@ -36,7 +36,7 @@ import figures
 import numpy as np
 
 INT8 = {"quantize": {"weights": "int8", "activations": "int8"}}
-SPARSE = {"sparsify": {"sparsity": 0.5}}
+SPARSE = {"sparsify": {"sparsity": 0.5, "schedule": "polynomial", "end": 2, "every": 1}}
 CLUSTER: dict[str, Any] = {"cluster": {"clusters": 16}}
 TECHNIQUES: dict[str, list[dict[str, Any]]] = {
     "qat": [INT8],
