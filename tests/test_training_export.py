@@ -68,13 +68,14 @@ def test_the_file_gives_what_predict_gave_bit_for_bit(trained: tuple[Any, np.nda
     assert len(np.unique(shown)) > 20  # not a constant
 
 
-def test_separable_convolutions_lone_normalization_and_pools_beside_each_other(tmp_path: Path):
+def test_affine_layers_separable_convolutions_lone_normalization_and_pools_beside_each_other(tmp_path: Path):
     from ai_edge_litert.interpreter import Interpreter
 
     layers = keras.layers
     keras.utils.set_random_seed(2)
     inputs = keras.Input((8, 8, 3))
-    x = layers.ReLU()(layers.Conv2D(8, 3)(inputs))  # read twice: its grid is not that of the averages on it
+    x = layers.Normalization(mean=[0.5, -0.4, 0.3], variance=[1.5, 2.0, 0.7])(layers.Rescaling(0.9)(inputs))
+    x = layers.ReLU()(layers.Conv2D(8, 3)(x))  # read twice: its grid is not that of the averages on it
     y = layers.BatchNormalization()(layers.SeparableConv2D(8, 3, padding="same", use_bias=False, depth_multiplier=2)(x))
     x = layers.Add()([layers.AveragePooling2D(3, 1, "same")(x), y])
     x = layers.Concatenate()([layers.Activation("relu")(layers.BatchNormalization()(x)), layers.Activation("relu")(x)])

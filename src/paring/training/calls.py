@@ -85,7 +85,7 @@ def patch(attachment: Attachment, op: Any, compressed: Compressed | None) -> Non
     run: Call = op.call
     if name_of(op) == "BatchNormalization":
         run = _normalized(attachment, op, run, folds=op in sites.folded.values())
-    elif name_of(op) in STEPS and inside:
+    elif name_of(op) in STEPS and (inside or op in sites.reads):
         run = functools.partial(STEPS[name_of(op)], attachment, op, inside)
     elif name_of(op) in ATTENTION and inside:
         original = op._compute_attention
@@ -290,7 +290,8 @@ def _normalized(attachment: Attachment, norm: Any, run: Call, *, folds: bool) ->
             return x
         scale = attachment.scale(source)
         if not own or len(x.shape) != 4 or norm.axis not in (3, -1):
-            return run(x, *args, **kwargs)
+            mask = kwargs.get("mask", args[1] if len(args) > 1 else None)
+            return run(x, training=False, mask=mask)  # also where the model's code says True at all times
         if scale is not None and attachment.mode == NORMAL:
             factor, shift, unit = normalizing_codes(norm, scale)
             codes = ops.cast(x, "float32") / scale

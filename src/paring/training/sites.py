@@ -197,9 +197,8 @@ class _Placer:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
         read = [self.at.get(v) for v in node.inputs]
-        whole = (name in SUMS and len(read) <= 2) or (
-            type(op).__name__ in ACTIVE and activation in ("silu", "hard_silu")
-        )
+        whole = name in _AFFINE or (name in SUMS and len(read) <= 2)
+        whole = whole or (type(op).__name__ in ACTIVE and activation in ("silu", "hard_silu"))
         if whole and self.times[op] == 1 and all(read):
             self.found.reads[op] = tuple(s for s in read if s is not None)
         if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name) or _of_one(node):
@@ -289,8 +288,8 @@ class _Placer:
 
 
 def _of_one(node: Any) -> bool:
-    """True for an average of single values, which the converter drops."""
-    if not name_of(node.op).startswith("GlobalAveragePooling"):
+    """True for an average of single values that leaves the shape as it is, which the converter drops."""
+    if not name_of(node.op).startswith("GlobalAveragePooling") or not node.op.keepdims:
         return False
     spatial = node.tensors[0].shape[1:-1] if node.op.data_format == "channels_last" else node.tensors[0].shape[2:]
     return all(size == 1 for size in spatial)

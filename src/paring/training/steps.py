@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from paring.compress.straight import through
+from paring.grids import activation_grid
 from paring.training.attachment import NORMAL, Attachment
 from paring.training.layouts import name_of
 from paring.training.sites import Site, activation_of, fixed_range
@@ -48,20 +49,32 @@ def _separable(attachment: Attachment, layer: Any, inside: list[Site], x: Any, *
     return layer.activation(x) if layer.activation is not None else x
 
 
-def _rescaling(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> Any:
-    scale, offset = (ops.cast(v, layer.compute_dtype) for v in (layer.scale, layer.offset))
-    return attachment.at(inside[0], ops.cast(x, layer.compute_dtype) * scale) + offset
+def _affine(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> Any:
+    """A rescaling or a normalization by known numbers: one kernel for the factor and one for the shift."""
+    sites = attachment.sites
+    read, sink = sites.reads.get(layer, (None,))[0], sites.sink(layer)
+    x, between = ops.cast(x, layer.compute_dtype), [*inside, sink]
+    for (operation, arithmetic, values), made in zip(_kernels(layer), between, strict=True):
+        exact = _exact(attachment, operation(x, ops.cast(values, x.dtype)), (x, values), (read,), made, arithmetic)
+        x, read = exact if made is sink else attachment.at(made, exact), made
+    return x
 
 
-def _normalization(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> Any:
-    mean = ops.cast(ops.convert_to_tensor(layer.mean), layer.compute_dtype)
-    deviation = ops.maximum(
-        ops.sqrt(ops.cast(ops.convert_to_tensor(layer.variance), layer.compute_dtype)), keras.config.epsilon()
-    )
-    x = ops.cast(x, layer.compute_dtype)
-    if layer.invert:
-        return attachment.at(inside[0], x * deviation) + mean
-    return attachment.at(inside[0], x - mean) * (1 / deviation)
+def _kernels(layer: Any) -> list[tuple[Call, Call, np.ndarray]]:
+    """Its steps in the file, which has none for a factor of 1 or a shift of 0: operation, that of codes, and what with."""
+
+    def numbers(value: Any) -> np.ndarray:
+        return np.asarray(ops.convert_to_numpy(value), np.float32)
+
+    if name_of(layer) == "Rescaling":
+        steps = [(ops.multiply, _product, numbers(layer.scale)), (ops.add, _sum, numbers(layer.offset))]
+    else:
+        mean = numbers(layer.mean)
+        deviation = np.maximum(np.sqrt(numbers(layer.variance)), np.float32(keras.config.epsilon()))
+        steps = [(ops.subtract, _difference, mean), (ops.multiply, _product, 1 / deviation)]
+        if layer.invert:
+            steps = [(ops.multiply, _product, deviation), (ops.add, _sum, mean)]
+    return [step for step in steps if (step[2] != (1 if step[1] is _product else 0)).any()]
 
 
 def attention(
@@ -108,17 +121,26 @@ def _exact(
         return made
     known, read = iter(sites), []
     for value in values:
-        constant = isinstance(value, (int, float))
-        site = None if constant else next(known, None)
-        scale = np.float32(abs(value) / 255) if constant else attachment.scale(site)
-        if (site is None or site.root().bits != 8) if not constant else not value:
+        if isinstance(value, (int, float, np.ndarray)):
+            read.append(_constant(np.asarray(value, np.float32)))
+            continue
+        site = next(known, None)
+        scale = attachment.scale(site)
+        if site is None or scale is None or site.root().bits != 8:
             return made
-        read.append((ops.sign(value) * 255.0 if constant else ops.round(ops.cast(value, "float32") / scale), scale))
+        read.append((ops.round(ops.cast(value, "float32") / scale), scale))
     step = attachment.scale(sink)
     if step is None or sink is None or sink.root().bits != 8:
         return made
     codes, scales = zip(*read, strict=True)
     return through(ops, ops.cast(arithmetic(codes, scales, step) * step, made.dtype), made)
+
+
+def _constant(values: np.ndarray) -> tuple[np.ndarray, np.float32]:
+    """Codes from the zero point, and their step, as the writer stores numbers that meet an activation."""
+    grid = activation_grid(float(values.min()), float(values.max()), "int8")
+    scale, zero = np.float32(grid.scale[0]), int(grid.zero_point[0])
+    return np.asarray(np.clip(np.rint(values / scale) + zero, -128, 127) - zero, np.float32), scale
 
 
 def combined(attachment: Attachment, op: Any, sites: Sequence[Site], run: Call) -> Call:
@@ -141,6 +163,10 @@ def _sum(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
     for code, ratio in zip(codes, ratios, strict=True):
         total = total + ops.cast(code, "int32") * ops.cast(ops.round(ratio * power), "int32")
     return ops.cast(ops.right_shift(total, shift), "float32")
+
+
+def _difference(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
+    return _sum((codes[0], -codes[1]), scales, step)
 
 
 def _product(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
@@ -222,6 +248,6 @@ def activated(attachment: Attachment, op: Any, inside: list[Site]) -> Call | Non
 
 
 STEPS = {
-    "SeparableConv1D": _separable, "SeparableConv2D": _separable, "Rescaling": _rescaling, "Normalization": _normalization,
+    "SeparableConv1D": _separable, "SeparableConv2D": _separable, "Rescaling": _affine, "Normalization": _affine,
 }  # fmt: skip
 POOLED = ("AveragePooling1D", "AveragePooling2D")
