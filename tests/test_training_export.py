@@ -75,6 +75,7 @@ def test_affine_layers_separable_convolutions_lone_normalization_and_pools_besid
     keras.utils.set_random_seed(2)
     inputs = keras.Input((8, 8, 3))
     x = layers.Normalization(mean=[0.5, -0.4, 0.3], variance=[1.5, 2.0, 0.7])(layers.Rescaling(0.9)(inputs))
+    x = layers.Normalization(mean=[0.0, 0.0, 0.0], variance=[1.0, 1.0, 1.0])(x)  # does nothing
     x = layers.ReLU()(layers.Conv2D(8, 3)(x))  # read twice: its grid is not that of the averages on it
     y = layers.BatchNormalization()(layers.SeparableConv2D(8, 3, padding="same", use_bias=False, depth_multiplier=2)(x))
     x = layers.Add()([layers.AveragePooling2D(3, 1, "same")(x), y])

@@ -197,13 +197,13 @@ class _Placer:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
         read = [self.at.get(v) for v in node.inputs]
+        if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name) or _of_one(node):
+            self.at.update(dict.fromkeys(node.outputs, first))
+            return
         whole = name in _AFFINE or (name in SUMS and len(read) <= 2)
         whole = whole or (type(op).__name__ in ACTIVE and activation in ("silu", "hard_silu"))
         if whole and self.times[op] == 1 and all(read):
             self.found.reads[op] = tuple(s for s in read if s is not None)
-        if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name) or _of_one(node):
-            self.at.update(dict.fromkeys(node.outputs, first))
-            return
         if name in ("Matmul", "Einsum") and len(read) == 2 and read[1] is not None:
             read[1].root().symmetric = True
         value = node.outputs[0]
