@@ -336,6 +336,9 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
     model, sites = attachment.model, attachment.sites
     whole = found.views.get(model)
     norms = set(sites.folded.values()) | set(sites.alone)
+    for layer, view in found.views.items():
+        if layer is not model:
+            calls.replace(attachment, layer, "call", view)
     for p in places:
         op = p.op
         touched = (
@@ -350,9 +353,6 @@ def _patch(attachment: Attachment, found: Trace, places: list[Place], compressed
         )
         if any(op in group for group in touched):
             calls.patch(attachment, op, compressed.get(op))
-    for layer, view in found.views.items():
-        if layer is not model:
-            calls.replace(attachment, layer, "call", view)
     calls.patch_model(attachment, whole if whole is not None else model.call)
     backends.follow(attachment)
     for optimizer in (attachment.optimizer, getattr(model, "optimizer", None)):

@@ -124,6 +124,9 @@ def _exact(
         if isinstance(value, (int, float, np.ndarray)):
             read.append(_constant(np.asarray(value, np.float32)))
             continue
+        if isinstance(value, keras.Variable):
+            read.append(_table(value))
+            continue
         site = next(known, None)
         scale = attachment.scale(site)
         if site is None or scale is None or site.root().bits != 8:
@@ -141,6 +144,15 @@ def _constant(values: np.ndarray) -> tuple[np.ndarray, np.float32]:
     grid = activation_grid(float(values.min()), float(values.max()), "int8")
     scale, zero = np.float32(grid.scale[0]), int(grid.zero_point[0])
     return np.asarray(np.clip(np.rint(values / scale) + zero, -128, 127) - zero, np.float32), scale
+
+
+def _table(variable: Any) -> tuple[Any, Any]:
+    """The same of a weight as it is now, which a layer of a user's own adds or multiplies."""
+    values = ops.cast(ops.convert_to_tensor(variable), "float32")
+    low, high = ops.minimum(ops.min(values), 0.0), ops.maximum(ops.max(values), 0.0)
+    scale = ops.maximum(high - low, 1e-6) / 255
+    zero = ops.round(-128 - low / scale)
+    return ops.clip(ops.round(values / scale) + zero, -128, 127) - zero, scale
 
 
 def combined(attachment: Attachment, op: Any, sites: Sequence[Site], run: Call) -> Call:

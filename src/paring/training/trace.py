@@ -113,7 +113,7 @@ def _walk(found: Trace, graph: Any, values: dict[int, int], prefix: str) -> None
                 continue
             op, path = node.operation, f"{prefix}{node.operation.name}"
             inner = _functional(op) if isinstance(op, keras.layers.Layer) else None
-            if inner is None and _composite(op):
+            if inner is None and (_composite(op) or _custom(op)):
                 view = found.views.get(op) or _view(found, op, node.arguments.args, node.arguments.kwargs)
                 inner = view.graph if view is not None else None
             if inner is not None:
@@ -141,6 +141,13 @@ def _composite(op: Any) -> bool:
     if any(c.__name__ in _WHOLE for c in type(op).__mro__):
         return False
     return not (op._trainable_variables or op._non_trainable_variables)
+
+
+def _custom(op: Any) -> bool:
+    """True for a layer of a user's own that has weights and no layers; it is opened where it only adds or multiplies them."""
+    if not isinstance(op, keras.layers.Layer) or op._layers or not op._trainable_variables:
+        return False
+    return not type(op).__module__.startswith("keras.")
 
 
 def _top_view(found: Trace, model: Any, sample: Any) -> Any:
@@ -176,10 +183,17 @@ def _view(found: Trace, layer: Any, args: Any, kwargs: Any) -> View | None:
         ]
         if sorted(kinds[0]) != sorted(kinds[1]):
             raise ValueError("its code depends on the training phase")
+        if _custom(layer):
+            if not set(kinds[0]) <= {"InputLayer", "Add", "Multiply"} or len(kinds[0]) > 3:
+                return None  # its own code runs, and its weights are its operators'
+            found.views[layer] = view
+            return view
         inside = {id(v) for v in view.graph.variables}
         if any(id(v) not in inside for v in layer.trainable_variables):
             raise ValueError("it reads weights of its layers directly")
     except Exception as error:
+        if _custom(layer):
+            return None
         text = str(error).strip().splitlines()
         found.whole[layer] = (text[0] if text else type(error).__name__)[:160]
         return None
