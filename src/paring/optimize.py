@@ -16,7 +16,9 @@ from paring.decision import CONVERSIONS, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ON
 from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
-from paring.formats import load
+from paring.folder import optimize_folder
+from paring.formats import SUFFIXES, load
+from paring.formats.saved_model.model import SavedModel, is_saved_model
 from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
@@ -41,7 +43,7 @@ SAME = 1e-5  # relative: the same numbers, summed in another order
 class Result:
     """The optimized model with its report."""
 
-    model: TfliteModel = field(repr=False)
+    model: TfliteModel | SavedModel = field(repr=False)
     report: Report
     plan: Plan = field(repr=False)
     statistics: Statistics | None = field(repr=False, default=None)
@@ -78,7 +80,8 @@ def optimize(
       source: A `.tflite`, `.keras` or `.h5` path, a SavedModel folder, bytes of a .tflite file, or a live Keras model.
       recipe: A recipe's name, file or object.
       data: Samples (see `paring.samples.open_samples`): needed by recipes with static activations, improves others.
-      output: Where to write the model; None to keep it in memory.
+      output: Where to write the model; None to keep it in memory. A SavedModel becomes another one where this names no
+        `.tflite` file, see `paring.folder`.
       statistics: Statistics of an earlier calibration instead of `data`.
       skip: Patterns (name or kind) of operators to leave float.
       only: Patterns of the only operators to touch.
@@ -104,6 +107,17 @@ def optimize(
     """
     clock = _Clock()
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
+    if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
+        if strict or statistics is not None:
+            raise UnsupportedError(
+                "cannot write the SavedModel", where=str(output), expected="a recipe and data",
+                got="strict" if strict else "statistics", todo="Leave that out: it computes in floats, and needs no ranges",
+            )  # fmt: skip
+        written = optimize_folder(
+            source, chosen, data, output, verified=verified, max_error=max_error, overwrite=overwrite, limit=limit,
+            image_range=image_range,
+        )  # fmt: skip
+        return Result(written.model, written.report, written.plan)
     if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:
         raise InputError(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",

@@ -69,7 +69,7 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a model, what it cost, and what running it showed."""
+    """What was done to a model, what it cost, and what running it showed; `kind` is `tflite` or `SavedModel`."""
 
     source: str
     output: str
@@ -83,6 +83,7 @@ class Report:
     samples: int
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    kind: str = "tflite"
 
     @property
     def ratio(self) -> float:

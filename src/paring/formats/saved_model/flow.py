@@ -47,10 +47,10 @@ class Use:
 
 @dataclass(frozen=True)
 class End:
-    """Where stored values have to become floats: an input of a node, or what a function returns (`node` empty)."""
+    """Where stored values have to become floats: an input of a node, or what a function returns (`node` is None)."""
 
     scope: str
-    node: str
+    node: Any
     input: int
     value: str
     axes: Axes
@@ -116,6 +116,7 @@ class Flow:
       scopes: The graph (under the empty name) and its functions.
       sources: All variables, and constants that are weights.
       handles: For each value that is a handle, the variables that it may be.
+      bound: By number in the object graph, the variables.
     """
 
     def __init__(self, meta: Any, objects: dict[str, int]) -> None:
@@ -127,6 +128,7 @@ class Flow:
             self.scopes[function.signature.name] = Scope(function.signature.name, function.node_def, function)
         self.handles: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
         self.sources: dict[tuple[str, str], Source] = {}
+        self.bound: dict[int, Source] = {}
         for node in graph.node:
             if node.op in HOLDERS:
                 dims = field(node, "shape").shape
@@ -197,18 +199,17 @@ class Flow:
 
     def _bind(self, objects: dict[str, int]) -> None:
         """Functions that only Python calls: the object graph says which variables they get."""
-        holders = {}
         for source in self.sources.values():
             if source.key in objects:
                 source.object = objects[source.key]
-                holders[source.object] = source
+                self.bound[source.object] = source
         for name, function in self.meta.object_graph_def.concrete_functions.items():
             if name in self.scopes and function.bound_inputs:
                 scope = self.scopes[name]
                 bound = zip(scope.arguments[-len(function.bound_inputs) :], function.bound_inputs, strict=True)
                 for argument, number in bound:
-                    if number in holders:
-                        self._hand_on(scope, argument, holders[number])
+                    if number in self.bound:
+                        self._hand_on(scope, argument, self.bound[number])
 
     # -- values ----------------------------------------------------------------------------------------------------
 
@@ -229,7 +230,7 @@ class Flow:
                 elif node.op == "ResourceGather" and not field(node, "batch_dims").i:
                     use = Use(name, node.name, index, axes, (0,), True)
                     source.uses.append(use)
-                    source.ends.append(End(name, node.name, index, value, axes, use))
+                    source.ends.append(End(name, node, index, value, axes, use))
                 elif not (
                     node.op in _HARMLESS
                     or node.op in _HANDS_ON
@@ -271,7 +272,7 @@ class Flow:
             use = self._use(source, scope, node, index, axes, direct=stored)
             if stored:
                 assert axes is not None
-                source.ends.append(End(scope.name, node.name, index, value, axes, use))
+                source.ends.append(End(scope.name, node, index, value, axes, use))
             if node.op in MOVES | FLOATS and index == 0:
                 for result in range(2 if node.op == "Switch" else 1):
                     self._trace(source, scope, scope.value(node, result), told, False, seen)
@@ -281,7 +282,7 @@ class Flow:
                     self._trace(source, inner, inner.arguments[index - skipped], axes, False, seen)
         if stored and value in scope.returned():
             assert axes is not None
-            source.ends.append(End(scope.name, "", 0, value, axes, None))
+            source.ends.append(End(scope.name, None, 0, value, axes, None))
 
     def _kept_as_stored(self, source: Source, scope: Scope, node: Any, index: int) -> bool:
         """True where the node takes values of any type and makes no others of them; notes what has to be retyped."""

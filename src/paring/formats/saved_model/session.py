@@ -20,29 +20,26 @@ def start() -> None:
 
 
 class Session:
-    """One signature of a SavedModel: `serving_default`, or its first."""
+    """One signature of a SavedModel: `serving_default` or its first, unless one is named."""
 
-    def __init__(self, folder: Path) -> None:
-        """Loads the folder.
+    def __init__(self, folder: Path, signature: str = "", loaded: Any = None) -> None:
+        """Loads the folder, unless it is `loaded` already.
 
         Raises:
-          InputError: The folder is broken, or it has no signature.
+          InputError: The folder is broken, or it has no such signature.
           UnsupportedError: An input has a shape of unknown rank.
         """
-        import tensorflow as tf
-
-        try:
-            self.model = tf.saved_model.load(str(folder))
-        except Exception as error:
-            raise InputError(
-                "cannot load the SavedModel", where=folder.name, expected="saved_model.pb with a `serve` graph",
-                got=first_line(str(error)), todo="Export it again",
-            ) from error  # fmt: skip
+        self.folder = folder
+        self.model = _loaded(folder) if loaded is None else loaded
         keys = list(self.model.signatures)
         if not keys:
             todo = "Export it with one, as model.export(folder) of Keras does"
             raise InputError("cannot run the SavedModel", where=folder.name, expected="a signature", todo=todo)
-        self.signature = self.model.signatures["serving_default" if "serving_default" in keys else keys[0]]
+        chosen = signature or ("serving_default" if "serving_default" in keys else keys[0])
+        if chosen not in keys:
+            expected = f"one of its signatures: {', '.join(sorted(keys))}"
+            raise InputError("no such signature", where=folder.name, expected=expected, got=chosen)
+        self.signature = self.model.signatures[chosen]
         specs = self.signature.structured_input_signature[1]
         for name, spec in specs.items():
             if spec.shape.rank is None:
@@ -69,7 +66,11 @@ class Session:
         named = zip(self.specs.items(), arrays, strict=True)
         self._latest = {name: tf.constant(array, spec.dtype) for (name, spec), array in named}
         found = self.again()
-        return [np.asarray(found[name].numpy()) for name in self.outputs]
+        return [_plain(found[name].numpy()) for name in self.outputs]
+
+    def enter(self, signature: str) -> Session:
+        """Another signature of the same model in memory."""
+        return Session(self.folder, signature, self.model)
 
     @property
     def again(self) -> Callable[[], Any]:
@@ -81,6 +82,26 @@ class Session:
         graph = self.signature.graph.as_graph_def()
         functions = {function.signature.name: function.node_def for function in graph.library.function}
         return {"TensorFlow": [op for op in _operators(graph.node, functions) if op not in _FREE]}
+
+
+def _loaded(folder: Path) -> Any:
+    import tensorflow as tf
+
+    try:
+        return tf.saved_model.load(str(folder))
+    except Exception as error:
+        raise InputError(
+            "cannot load the SavedModel", where=folder.name, expected="saved_model.pb with a `serve` graph",
+            got=first_line(str(error)), todo="Export it again",
+        ) from error  # fmt: skip
+
+
+def _plain(value: Any) -> np.ndarray:
+    """An output as an array of a type that NumPy itself has: text as bytes, bfloat16 as float32."""
+    array = np.asarray(value)
+    if array.dtype.kind == "O":
+        return array.astype("S")
+    return array.astype(np.float32) if array.dtype.kind == "V" or "float8" in array.dtype.name else array
 
 
 def _operators(nodes: Any, functions: dict[str, Any], depth: int = 0) -> Iterator[str]:
