@@ -59,7 +59,7 @@ def beside(
         why = expected.pop(key)
         if data is not None:
             raise InputError("the float model does not run on the data", where=f"signature {key}", got=str(why))
-        result.notes.append(f"signature {key} was not run: the float model does not take made-up inputs ({why})")
+        result.notes.append(f"signature {key} was not run: the float model does not run on made-up inputs ({why})")
         samples.pop(key)
     try:
         found = _outputs(written, samples)

@@ -52,6 +52,8 @@ def optimize_folder(
     data: Any,
     output: str | os.PathLike[str],
     *,
+    statistics: Any = None,
+    strict: bool = False,
     verified: bool = True,
     max_error: float | None = None,
     overwrite: bool = False,
@@ -65,6 +67,11 @@ def optimize_folder(
       UnsupportedError: The recipe has what SavedModels cannot do yet.
       BoundError: The result does not run, is not-a-number, or a bound was missed.
     """
+    if strict or statistics is not None:
+        raise UnsupportedError(
+            "cannot write the SavedModel", where=str(output), expected="a recipe and data",
+            got="strict" if strict else "statistics", todo="Leave that out: it computes in floats, and needs no ranges",
+        )  # fmt: skip
     check_recipe(recipe)
     target = _check_target(Path(source), Path(output), overwrite)
     seconds: dict[str, float] = {}
@@ -78,10 +85,9 @@ def optimize_folder(
     stored, notes = _stored(model, seen, made, twins)
     clock("encode")
     rounded = [
-        (use.scope, use.node, use.input)
+        (*seen.places[d.op.id], tuple(use.input for use in seen.uses[d.op.id]))
         for d in made.decisions
         if d.mode == WEIGHT_ONLY and d.settings is not None and d.settings.activations == "bfloat16"
-        for use in seen.uses[d.op.id][:1]
     ]
     changed = apply(model, stored, rounded, twins)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
@@ -288,7 +294,7 @@ def _stored(
     if twins:
         size = sum(4 * model.flow.sources[twin].size for twin in twins)
         notes.append(f"{len(twins)} variables ({size:,} bytes) were stored twice under two names; they are stored once")
-    unread = [s.name for s in model.flow.sources.values() if s.size >= SMALL and not s.uses and s.id not in twins]
+    unread = [s.name for s in model.flow.sources.values() if s.size >= SMALL and s.key and not s.uses and s.id not in twins]
     if unread:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         notes.append(f"stay as they are, because no operator known here reads them: {', '.join(unread[:5])}{more}")

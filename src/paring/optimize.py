@@ -108,14 +108,9 @@ def optimize(
     clock = _Clock()
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
     if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
-        if strict or statistics is not None:
-            raise UnsupportedError(
-                "cannot write the SavedModel", where=str(output), expected="a recipe and data",
-                got="strict" if strict else "statistics", todo="Leave that out: it computes in floats, and needs no ranges",
-            )  # fmt: skip
         written = optimize_folder(
-            source, chosen, data, output, verified=verified, max_error=max_error, overwrite=overwrite, limit=limit,
-            image_range=image_range,
+            source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,
+            overwrite=overwrite, limit=limit, image_range=image_range,
         )  # fmt: skip
         return Result(written.model, written.report, written.plan)
     if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:

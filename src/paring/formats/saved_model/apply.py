@@ -55,7 +55,7 @@ class Stored:
 def apply(
     model: SavedModel,
     stored: Mapping[SourceId, Stored],
-    rounded: Iterable[tuple[str, str, int]],
+    rounded: Iterable[tuple[str, str, tuple[int, ...]]],
     twins: Mapping[SourceId, SourceId],
 ) -> SavedModel:
     """The model with weights stored anew.
@@ -63,7 +63,7 @@ def apply(
     Args:
       model: What to change; stays as it is.
       stored: By weight what it becomes; twins share one.
-      rounded: (function, node, input of the weights) of operators that round what they multiply with them to bfloat16.
+      rounded: (function, node, inputs that are weights) of operators that round what they multiply with these to bfloat16.
       twins: Variables that hold the same as another, which is stored for both.
     """
     changed = model.changed()
@@ -72,8 +72,9 @@ def apply(
     for copy, original in copies.items():
         originals.setdefault(original, []).append(copy)
     writer = _Writer(changed, stored)
-    places = [(s, node, index) for name, node, index in rounded for s in (name, *originals.get(name, ()))]
-    writer.round([(writer.flow.scopes[s], writer.flow.scopes[s].by_name[node], index) for s, node, index in places])
+    for name, node, weights in rounded:
+        for scope in (writer.flow.scopes[place] for place in (name, *originals.get(name, ()))):
+            writer.round(scope, scope.by_name[node], weights)
     for source in list(writer.flow.sources.values()):
         if source.id in stored:
             writer.store(source, stored[source.id])
@@ -99,16 +100,12 @@ class _Writer:
 
     # -- activations -----------------------------------------------------------------------------------------------
 
-    def round(self, places: list[tuple[Scope, Any, int]]) -> None:
+    def round(self, scope: Scope, node: Any, weights: tuple[int, ...]) -> None:
         """Rounds what meets the weights to bfloat16; the product stays float32."""
-        for scope, node, weights in places:
-            for index in ROWS[node.op].data:
-                if index == weights or node.attr["T"].type != FLOAT32:
-                    continue
+        for index in ROWS[node.op].data:
+            if index not in weights and node.attr["T"].type == FLOAT32:
                 short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
-                back = scope.add(
-                    f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32
-                )
+                back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
                 scope.connect(node, index, scope.value(back))
 
     # -- weights ---------------------------------------------------------------------------------------------------

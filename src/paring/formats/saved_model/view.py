@@ -6,6 +6,8 @@ or a loop is the operator's own input here.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +69,7 @@ class _Builder:
         self.refused: dict[OpId, str] = {}
         self.opened: set[str] = set()
         self.scopes = list(self.flow.scopes)
+        self.names = _short_names(self.scopes)
 
     def build(self) -> View:
         flow = self.flow
@@ -125,7 +128,7 @@ class _Builder:
             data=tuple(real), weights=tuple(weights), results=tuple(i for i, t in enumerate(results) if self._real(t)),
             versions=_FORMS,
         )  # fmt: skip
-        name = f"{scope.name}/{node.name}" if scope.name else node.name
+        name = f"{self.names[scope.name]}/{node.name}" if scope.name else node.name
         kind = row.kind if row is not None else node.op.lower()
         self.ops.append(Op(id_, name, kind, node.op, tuple(inputs), tuple(results), demands=demands))
         self.places[id_] = (scope.name, node.name)
@@ -172,6 +175,18 @@ def values(model: SavedModel, source: Source) -> np.ndarray:
 
 def _reader(model: SavedModel, source: Source) -> Any:
     return lambda start, stop: values(model, source)[start:stop] if source.shape else values(model, source)
+
+
+def _short_names(scopes: list[str]) -> dict[str, str]:
+    """What functions are called for people: as in Python, where that is the name of one only.
+
+    >>> _short_names(["__inference_run_12", "__inference_body_3", "__inference_body_4"])
+    {'__inference_run_12': 'run', '__inference_body_3': 'body_3', '__inference_body_4': 'body_4'}
+    """
+    plain = {name: name.removeprefix("__inference_") for name in scopes}
+    short = {name: re.sub(r"_\d+$", "", plain[name]) if name != plain[name] else name for name in scopes}
+    count = Counter(short.values())
+    return {name: short[name] if count[short[name]] == 1 else plain[name] for name in scopes}
 
 
 def _ends(flow: Flow) -> tuple[list[str], list[str]]:
