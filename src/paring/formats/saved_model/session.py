@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,50 @@ def _loaded(folder: Path) -> Any:
     try:
         return tf.saved_model.load(str(folder))
     except Exception as error:
-        raise InputError(
-            "cannot load the SavedModel", where=folder.name, expected="saved_model.pb with a `serve` graph",
-            got=first_line(str(error)), todo="Export it again",
-        ) from error  # fmt: skip
+        try:
+            return _Graph(folder)  # some of TensorFlow 1 load there only
+        except Exception:
+            raise InputError(
+                "cannot load the SavedModel", where=folder.name, expected="saved_model.pb with a `serve` graph",
+                got=first_line(str(error)), todo="Export it again",
+            ) from error  # fmt: skip
+
+
+class _Graph:
+    """A SavedModel in a session of TensorFlow 1; `signatures` are called as those of `tf.saved_model.load`."""
+
+    def __init__(self, folder: Path) -> None:
+        import tensorflow as tf
+
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            self.session = tf.compat.v1.Session(graph=self.graph)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it says that there is a newer loader
+                meta = tf.compat.v1.saved_model.load(self.session, ["serve"], str(folder))
+        found = {key: s for key, s in meta.signature_def.items() if not key.startswith("__saved_model")}
+        self.signatures = {key: _GraphSignature(self, signature) for key, signature in found.items()}
+
+
+class _GraphSignature:
+    """One signature of a `_Graph`."""
+
+    def __init__(self, model: _Graph, signature: Any) -> None:
+        import tensorflow as tf
+
+        self.graph, self._session = model.graph, model.session
+        named = model.graph.get_tensor_by_name
+        self._inputs = {name: named(info.name) for name, info in signature.inputs.items()}
+        self.structured_outputs = {name: named(info.name) for name, info in signature.outputs.items()}
+        specs = {name: tf.TensorSpec(t.shape, t.dtype, name) for name, t in self._inputs.items()}
+        self.structured_input_signature = ((), specs)
+
+    def __call__(self, **inputs: Any) -> dict[str, Any]:
+        import tensorflow as tf
+
+        feed = {self._inputs[name]: value.numpy() for name, value in inputs.items()}
+        found = self._session.run(self.structured_outputs, feed)
+        return {name: tf.constant(value) for name, value in found.items()}
 
 
 def _plain(value: Any) -> np.ndarray:
