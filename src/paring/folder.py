@@ -1,10 +1,11 @@
-"""A SavedModel folder through a recipe: planned as every model, its variables stored anew one at a time, and run beside the float one.
+"""A SavedModel folder through a recipe: planned as every model, its variables stored anew one by one, run beside the float one.
 
 It does not train, and it makes nothing faster: stock TensorFlow multiplies floats. What it gains is size and memory.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -30,7 +31,7 @@ from paring.formats.saved_model.model import SavedModel, folder_bytes
 from paring.formats.saved_model.operators import ROWS
 from paring.formats.saved_model.view import View, kept_of, values, view
 from paring.graph import OpId
-from paring.outcome import Report, Row
+from paring.outcome import VERSION, Report, Row
 from paring.plan import ground, plan
 from paring.recipe import Recipe
 
@@ -90,6 +91,7 @@ def optimize_folder(
         if d.mode == WEIGHT_ONLY and d.settings is not None and d.settings.activations == "bfloat16"
     ]
     changed = apply(model, stored, rounded, twins)
+    changed.record = json.dumps({"paring": VERSION, "recipe": recipe.to_data()}, indent=1, sort_keys=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     verification = None
     try:
@@ -116,13 +118,13 @@ def check_recipe(recipe: Recipe) -> None:
     """Refuses what SavedModels cannot do yet.
 
     Raises:
-      UnsupportedError: Stages before quantization, integers in and out, or weights that are rounded by data.
+      UnsupportedError: Stages before quantization, integers in and out, or weights that are rounded together by data.
     """
 
     def refuse(what: str, todo: str) -> UnsupportedError:
         return UnsupportedError(
             "cannot apply the recipe to a SavedModel", where=f"recipe {recipe.name}",
-            expected="quantize with rounding nearest and without bias correction", got=what, todo=todo,
+            expected="quantize with rounding nearest", got=what, todo=todo,
         )  # fmt: skip
 
     if {recipe.inputs, recipe.outputs} != {"float32"}:
@@ -132,9 +134,8 @@ def check_recipe(recipe: Recipe) -> None:
     for rule in recipe.rules:
         if rule.before:
             raise refuse(f"stages before quantization in rule {rule.describe()}", "Write a .tflite file")
-        if rule.apply is not None and (rule.apply.sequential or rule.apply.bias_correction):
-            got = "bias correction" if rule.apply.bias_correction else f"rounding {rule.apply.rounding}"
-            raise refuse(f"{got} in rule {rule.describe()}", "Leave it out")
+        if rule.apply is not None and rule.apply.sequential:
+            raise refuse(f"rounding {rule.apply.rounding} in rule {rule.describe()}", "Take --rounding nearest")
 
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
@@ -183,7 +184,9 @@ def _clock(seconds: dict[str, float]) -> Any:
 
 def _settled(made: Plan, seen: View, twins: Mapping[SourceId, SourceId]) -> Plan:
     """The plan in which every variable has one fate: what its readers agree on, float where one of them stays float."""
-    made = ground(made, {d.op.id: seen.refused[d.op.id] for d in made.decisions if _quantized(d) and d.op.id in seen.refused})
+    made = ground(
+        made, {d.op.id: seen.refused[d.op.id] for d in made.decisions if _quantized(d) and d.op.id in seen.refused}
+    )
     while True:
         modes = made.by_op()
         why: dict[OpId, str] = {}
@@ -275,7 +278,9 @@ def _stored(
     model: SavedModel, seen: View, made: Plan, twins: Mapping[SourceId, SourceId]
 ) -> tuple[dict[SourceId, Stored], list[str]]:
     """Every weight that the plan stores anew, read and encoded one at a time."""
-    modes, notes = made.by_op(), []
+    modes, notes = made.by_op(), list[str]()
+    if any(d.settings is not None and d.settings.bias_correction for d in made.decisions):
+        notes.append("no bias correction: SavedModels have none yet")
     stored: dict[SourceId, Stored] = {}
     for id_, (_, readers) in _readers(seen, twins).items():
         source = model.flow.sources[id_]
@@ -294,7 +299,9 @@ def _stored(
     if twins:
         size = sum(4 * model.flow.sources[twin].size for twin in twins)
         notes.append(f"{len(twins)} variables ({size:,} bytes) were stored twice under two names; they are stored once")
-    unread = [s.name for s in model.flow.sources.values() if s.size >= SMALL and s.key and not s.uses and s.id not in twins]
+    unread = [
+        s.name for s in model.flow.sources.values() if s.size >= SMALL and s.key and not s.uses and s.id not in twins
+    ]
     if unread:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         notes.append(f"stay as they are, because no operator known here reads them: {', '.join(unread[:5])}{more}")
@@ -302,7 +309,7 @@ def _stored(
 
 
 def _kept(sources: Sequence[Source], settings: Quantize) -> tuple[int, ...]:
-    """The dimensions that get scales of their own: those of the first product that reads the weight, else of what picks rows."""
+    """The dimensions that get scales of their own: as the first product that reads it wants it, else what picks rows."""
     if settings.granularity == "tensor":
         return ()
     told = [(use, s) for s in sources for use in s.uses if use.kept is not None]

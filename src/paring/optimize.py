@@ -27,7 +27,7 @@ from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
-from paring.outcome import Culprit, Report, Row
+from paring.outcome import VERSION, Culprit, Report, Row
 from paring.plan import activation_input, check, ground, refine
 from paring.recipe import Recipe
 from paring.replay import Replay
@@ -35,7 +35,6 @@ from paring.solve import Solution, requests, solve
 from paring.stages import Stages, run
 from paring.verify import PATH_NAMES, PATHS, Verification, alike, verify
 
-VERSION = "0.1.0"
 SAME = 1e-5  # relative: the same numbers, summed in another order
 
 

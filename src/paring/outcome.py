@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from paring.verify import Verification
 
+VERSION = "0.1.0"  # goes into what is written
+
 
 @dataclass(frozen=True)
 class Row:

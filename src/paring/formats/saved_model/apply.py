@@ -1,13 +1,14 @@
 """Stores weights in fewer bits: variables change their type and nothing else, and what reads them converts.
 
-A variable keeps its name, handle, key and place in the object graph, so no signature, call or loop changes. Scales are constants
-beside each reader.
+A variable keeps its name, handle, key and place in the object graph, so no signature, call or loop changes. Scales are
+constants beside each reader.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field as new
+from dataclasses import dataclass
+from dataclasses import field as new
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Where a variable's dimensions are in what operators read, behind Transpose, Reshape and the like.
 
-Axes say for each dimension of a value which dimensions of the variable it is: `((1,), (0,))` behind a transposition, `((0, 1),)`
-where two became one, `()` for a new dimension of size 1.
+Axes say for each dimension of a value which dimensions of the variable it is: `((1,), (0,))` behind a transposition,
+`((0, 1),)` where two became one, `()` for a new dimension of size 1.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from paring.errors import InputError
 
 OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
 """The key of the object graph, which says what Python object each variable is."""
-SHARD = 256 << 20  # bytes of one shard, unless a single tensor is larger
+SHARD = 128 << 20  # bytes of one shard, unless a single tensor is larger
 
 
 class Bundle:
@@ -102,9 +102,7 @@ def write(
         for part, names in zip(parts, groups, strict=True):
             part.parent.mkdir(exist_ok=True)
             tensors = [tf.constant(keys[name]()) for name in names]
-            tf.raw_ops.SaveV2(
-                prefix=str(part), tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors
-            )
+            tf.raw_ops.SaveV2(prefix=str(part), tensor_names=names, shape_and_slices=[""] * len(names), tensors=tensors)
             del tensors
         if len(groups) > 1:
             prefixes = [str(part) for part in parts]

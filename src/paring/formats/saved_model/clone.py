@@ -1,4 +1,4 @@
-"""Function bodies that serve several variables, told apart: one whose variables are stored differently gets a copy per caller."""
+"""Function bodies that serve several variables: one whose variables are stored differently gets a copy per caller."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ def _mixed(flow: Flow, scope: Scope, argument: str, fate: Callable[[tuple[str, s
     return len({id(fate(source)) for source in flow.handles.get((scope.name, argument), ())}) > 1
 
 
-def _split(
-    model: Any, flow: Flow, scope: Scope, fate: Callable[[tuple[str, str]], Any], made: dict[str, str]
-) -> bool:
+def _split(model: Any, flow: Flow, scope: Scope, fate: Callable[[tuple[str, str]], Any], made: dict[str, str]) -> bool:
     """Gives callers of one function copies of their own; False where its callers are mixed themselves, and come first."""
     groups: dict[tuple[Any, ...], list[tuple[Scope, Any]]] = {}
     first: tuple[Any, ...] | None = None

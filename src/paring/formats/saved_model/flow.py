@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from dataclasses import field as new
 from functools import cached_property
@@ -69,6 +69,7 @@ class Source:
       dtype: TensorFlow's number.
       key: In the checkpoint, None where nothing restores it.
       object: Its number in the object graph.
+      label: Its name in Python, empty where there is none.
       reads: Nodes that read a handle.
       moves: Nodes that only move what was read.
       looks: Nodes that look at its shape.
@@ -86,6 +87,7 @@ class Source:
     dtype: int
     key: str | None = None
     object: int | None = None
+    label: str = ""
     reads: list[tuple[str, Any]] = new(default_factory=list)
     moves: list[tuple[str, Any]] = new(default_factory=list)
     looks: list[tuple[str, Any]] = new(default_factory=list)
@@ -97,8 +99,8 @@ class Source:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
-        return self.id[1]
+        """What people call it: as in Python, else as its node."""
+        return self.label or self.id[1]
 
     @property
     def size(self) -> int:
@@ -139,6 +141,7 @@ class Flow:
                 self._hand_on(self.scopes[""], node.name, source)
         self._keys()
         self._bind(objects)
+        self._assigned()
         for source in self.sources.values():
             self._reads(source)
         for scope in self.scopes.values():
@@ -176,32 +179,44 @@ class Flow:
                 self._hand_on(scope, scope.value(node, index), source)
 
     def _keys(self) -> None:
-        """What restores each variable, from which key; and whatever else sets it."""
+        """From which key of the checkpoint each variable is restored."""
+        for _, node, scope, source in self._assignments():
+            maker, index = scope.source(node.input[1])
+            if maker is not None and maker.op == "RestoreV2":
+                names, parts = scope.constant(maker.input[1]), scope.constant(maker.input[2])
+                if names is None or parts is None:
+                    source.refused = "nobody knows which key it is restored from"
+                elif parts.reshape(-1)[index]:
+                    source.refused = "it is a part of a partitioned variable"
+                else:
+                    source.key = names.reshape(-1)[index].decode()
+
+    def _assigned(self) -> None:
+        """What sets each variable, and whether that is more than a restore and a first value."""
         starters, run = _initializers(self.meta), self.run
-        dead = bool(self.meta.object_graph_def.nodes)  # TensorFlow 2 never runs what the graph holds beside its signatures
-        for scope in self.scopes.values():
+        dead = bool(
+            self.meta.object_graph_def.nodes
+        )  # TensorFlow 2 never runs what the graph holds beside its signatures
+        for name, node, scope, source in self._assignments():
+            source.assigns.append((name, node))
+            maker, _ = scope.source(node.input[1])
+            first = not name and node.name not in run and (dead or node.name in starters)
+            if not first and (maker is None or maker.op != "RestoreV2"):
+                source.refused = f"{_place(scope, node)} assigns to it"
+
+    def _assignments(self) -> Iterator[tuple[str, Any, Scope, Source]]:
+        for name, scope in self.scopes.items():
             for node in scope.nodes:
-                if node.op not in ("AssignVariableOp", "Assign"):
-                    continue
-                for source in self.holder(scope.name, scope.canonical(node.input[0])):
-                    source.assigns.append((scope.name, node))
-                    maker, index = scope.source(node.input[1])
-                    if maker is not None and maker.op == "RestoreV2":
-                        names, parts = scope.constant(maker.input[1]), scope.constant(maker.input[2])
-                        if names is None or parts is None:
-                            source.refused = "nobody knows which key it is restored from"
-                        elif parts.reshape(-1)[index]:
-                            source.refused = "it is a part of a partitioned variable"
-                        else:
-                            source.key = names.reshape(-1)[index].decode()
-                    elif scope.name or node.name in run or not (dead or node.name in starters):
-                        source.refused = f"{_place(scope, node)} assigns to it"
+                if node.op in ("AssignVariableOp", "Assign"):
+                    for source in self.holder(name, scope.canonical(node.input[0])):
+                        yield name, node, scope, source
 
     def _bind(self, objects: dict[str, int]) -> None:
         """Functions that only Python calls: the object graph says which variables they get."""
         for source in self.sources.values():
             if source.key in objects:
                 source.object = objects[source.key]
+                source.label = self.meta.object_graph_def.nodes[source.object].variable.name
                 self.bound[source.object] = source
         for name, function in self.meta.object_graph_def.concrete_functions.items():
             if name in self.scopes and function.bound_inputs:
@@ -322,7 +337,9 @@ class Flow:
             for signature in self.meta.signature_def.values()
             for info in (*signature.outputs.values(), *signature.inputs.values())
         }
-        captured = {o.constant.operation for o in self.meta.object_graph_def.nodes if o.WhichOneof("kind") == "constant"}
+        captured = {
+            o.constant.operation for o in self.meta.object_graph_def.nodes if o.WhichOneof("kind") == "constant"
+        }
         for source in self.sources.values():
             shown = [n.name for place, n in (*source.reads, *source.moves) if not place]
             if source.kind != RESOURCE and not source.id[0]:

@@ -1,17 +1,21 @@
 """A SavedModel folder: opened and checked without running it, edited in place, written back.
 
-Nothing is traced or exported again: signatures, functions, assets and Python's view of the objects stay as they are in the file.
+Nothing is traced or exported again: signatures, functions, assets and Python's view of the objects stay as they are.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field as new, replace
+from dataclasses import dataclass, replace
+from dataclasses import field as new
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from paring.errors import InputError, UnsupportedError
 from paring.formats.saved_model.bundle import OBJECTS, Bundle, train_size, write
@@ -19,6 +23,7 @@ from paring.formats.saved_model.flow import Flow
 from paring.formats.saved_model.scope import NAMES, definition
 
 PROTO, CHUNKED, FINGERPRINT = "saved_model.pb", "saved_model.cpb", "fingerprint.pb"
+RECORD = Path("assets.extra") / "paring.json"
 _VARIABLES = Path("variables") / "variables"
 
 
@@ -42,6 +47,7 @@ class SavedModel:
       values: For keys of the checkpoint that are written anew, what gives their values.
       sizes: Bytes of those.
       dropped: Keys that are not written.
+      record: What made it, as JSON, kept in `assets.extra/paring.json`; empty for nothing.
     """
 
     path: Path
@@ -50,6 +56,7 @@ class SavedModel:
     values: Mapping[str, Callable[[], Any]] = new(default_factory=dict, repr=False)
     sizes: Mapping[str, int] = new(default_factory=dict, repr=False)
     dropped: frozenset[str] = frozenset()
+    record: str = ""
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SavedModel:
@@ -76,7 +83,7 @@ class SavedModel:
             raise UnsupportedError(
                 "cannot read the SavedModel", where=str(folder), expected="saved_model.pb", got="saved_model.pbtxt"
             )
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        _import_quietly()
         from google.protobuf.message import DecodeError
         from tensorflow.core.protobuf import saved_model_pb2
 
@@ -155,6 +162,9 @@ class SavedModel:
             prefix = target / _VARIABLES
             prefix.parent.mkdir(exist_ok=True)
             write(prefix, keys, sizes)
+        if self.record:
+            (target / RECORD).parent.mkdir(exist_ok=True)
+            (target / RECORD).write_text(self.record, encoding="utf-8")
         _write_fingerprint(target)
 
     def _left(self, folder: str, names: Sequence[str]) -> set[str]:
@@ -188,6 +198,21 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
+def _import_quietly() -> None:
+    """Imports TensorFlow without what it writes to standard error about the processor, which no setting of its own stops."""
+    if "tensorflow" in sys.modules:
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 def _ports(entries: Mapping[str, Any]) -> list[Port]:
     found = []
     for name, info in sorted(entries.items()):
@@ -209,12 +234,20 @@ def _size(bundle: Bundle, key: str) -> int:
 
 
 def _write_fingerprint(folder: Path) -> None:
-    """The fingerprint of what the folder holds now; a TensorFlow without this function reads folders without one."""
+    """The fingerprint of what the folder holds now; a TensorFlow without this function reads folders without one.
+
+    Its `uuid` is random, which is no use in a file that the same input makes again: it is made of the checksums.
+    """
     try:
+        from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
         from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
     except ImportError:
         return
     write_fingerprint(str(folder))
+    found = FingerprintDef.FromString((folder / FINGERPRINT).read_bytes())
+    if found.uuid:
+        found.uuid = str(UUID(int=found.saved_model_checksum << 64 | found.checkpoint_hash % 2**64, version=4).int)
+        (folder / FINGERPRINT).write_bytes(found.SerializeToString(deterministic=True))
 
 
 __all__ = ["Port", "SavedModel", "folder_bytes", "is_saved_model"]

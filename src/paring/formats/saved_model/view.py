@@ -1,5 +1,7 @@
 """A SavedModel as the Graph that planning works on: real operators with the weights they read, functions opened in order.
 
+An operator is called `function/node`, and `function/node:weight` where it reads one.
+
 What only carries values, handles and functions is left out. A weight that an operator reads through Identity, Transpose, a call
 or a loop is the operator's own input here.
 """
@@ -24,7 +26,8 @@ from paring.graph import Demands, Graph, Op, OpId, Tensor, TensorId, Weight, Wei
 _LEFT_OUT = {
     "Const", "Placeholder", "PlaceholderWithDefault", "NoOp", "VarHandleOp", "VariableV2", "Variable", "ReadVariableOp",
     "Identity", "IdentityN", "Assign", "AssignVariableOp", "VarIsInitializedOp", "IsVariableInitialized", "RestoreV2", "SaveV2",
-    "DisableCopyOnRead", "Switch", "Merge", "Enter", "Exit", "NextIteration", "LoopCond", "HashTableV2", "Shape", "ControlTrigger",
+    "DisableCopyOnRead", "Switch", "Merge", "Enter", "Exit", "NextIteration", "LoopCond", "HashTableV2", "Shape",
+    "ControlTrigger",
 }  # fmt: skip
 _FORMS = {"float": 1, "weight-only": 1}
 
@@ -104,7 +107,9 @@ class _Builder:
 
     def _op(self, scope: Scope, node: Any) -> None:
         row, id_ = ROWS.get(node.op), (self.scopes.index(scope.name), len(self.ops))
-        read = sorted(self.uses.get((scope.name, node.name), ()), key=lambda pair: (bool(pair[0].refused), pair[1].input))
+        read = sorted(
+            self.uses.get((scope.name, node.name), ()), key=lambda pair: (bool(pair[0].refused), pair[1].input)
+        )
         inputs: list[TensorId | None] = [self._tensor(scope, value) for value in scope.inputs(node)]
         weights: list[WeightUse] = []
         for source, use in read:
@@ -129,6 +134,8 @@ class _Builder:
             versions=_FORMS,
         )  # fmt: skip
         name = f"{self.names[scope.name]}/{node.name}" if scope.name else node.name
+        if read:  # MatMul_7 says little: the name of its weight is part of its own
+            name = f"{name}:{read[0][0].name}"
         kind = row.kind if row is not None else node.op.lower()
         self.ops.append(Op(id_, name, kind, node.op, tuple(inputs), tuple(results), demands=demands))
         self.places[id_] = (scope.name, node.name)
