@@ -299,9 +299,8 @@ def _stored(
     if twins:
         size = sum(4 * model.flow.sources[twin].size for twin in twins)
         notes.append(f"{len(twins)} variables ({size:,} bytes) were stored twice under two names; they are stored once")
-    unread = [
-        s.name for s in model.flow.sources.values() if s.size >= SMALL and s.key and not s.uses and s.id not in twins
-    ]
+    large = [s for s in model.flow.sources.values() if s.size >= SMALL and len(s.shape or ()) > 1 and s.key]
+    unread = [s.name for s in large if not s.uses and s.id not in twins]
     if unread:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         notes.append(f"stay as they are, because no operator known here reads them: {', '.join(unread[:5])}{more}")
