@@ -396,6 +396,14 @@ def _cut(path: Path) -> None:
     data.write_bytes(data.read_bytes()[:-2000])
 
 
+def _unwired(path: Path) -> None:
+    model = SavedModel.open(path)
+    next(f for f in model.meta.graph_def.library.function if "words" in f.signature.name).node_def[-1].input[0] = (
+        "gone:0"
+    )
+    (path / "saved_model.pb").write_bytes(model.proto.SerializeToString())
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no pb": (lambda p: (p / "saved_model.pb").unlink(), "not a SavedModel"),
     "junk": (lambda p: (p / "saved_model.pb").write_bytes(b"\xff" * 99), "cannot read the SavedModel"),
@@ -406,6 +414,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no shard": (lambda p: next((p / "variables").glob("*.data*")).unlink(), "cannot read the variables"),
     "no index": (lambda p: (p / "variables" / "variables.index").unlink(), "no variables.index"),
     "bad index": (lambda p: (p / "variables" / "variables.index").write_bytes(b"x" * 99), "cannot read the variables"),
+    "unwired": (_unwired, "expected the values that it reads, got no gone"),
     "unregistered": (_unregistered, "not registered .* got NobodyKnowsThis"),
 }
 

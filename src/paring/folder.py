@@ -95,7 +95,6 @@ def optimize_folder(
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     verification = None
     try:
-        part.mkdir()
         changed.save(part)
         clock("save")
         if verified:

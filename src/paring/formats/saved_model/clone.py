@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from paring.errors import UnsupportedError
 from paring.formats.saved_model.flow import Flow
 from paring.formats.saved_model.scope import CALLS, Scope, called
 
@@ -20,25 +21,22 @@ def separate(model: Any, fate: Callable[[tuple[str, str]], Any]) -> dict[str, st
 
     Returns:
       For each copy, the function that it is of.
+
+    Raises:
+      UnsupportedError: A function calls itself with several variables.
     """
     made: dict[str, str] = {}
-    while len(made) < _MOST:
+    while True:
         flow: Flow = model.flow
         bodies = [s for s in flow.scopes.values() if s.name and any(_mixed(flow, s, a, fate) for a in s.arguments)]
-        if not any(_split(model, flow, scope, fate, made) for scope in bodies):
+        if not bodies:
             return made
+        if len(made) > _MOST or not any(_split(model, flow, scope, fate, made) for scope in bodies):
+            raise UnsupportedError(
+                "cannot store the weights", where=f"function {bodies[0].name}", expected="one variable for each argument",
+                got="several, because it calls itself", todo="Leave its operators float (--skip)",
+            )  # fmt: skip
         vars(model).pop("flow")
-    return made
-
-
-def mixed(flow: Flow, fate: Callable[[tuple[str, str]], Any]) -> set[tuple[str, str]]:
-    """Variables that share an argument with others of another fate (a function that calls itself, say)."""
-    found: set[tuple[str, str]] = set()
-    for scope in flow.scopes.values():
-        for argument in scope.arguments:
-            if _mixed(flow, scope, argument, fate):
-                found |= flow.handles[scope.name, argument]
-    return found
 
 
 def _mixed(flow: Flow, scope: Scope, argument: str, fate: Callable[[tuple[str, str]], Any]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from paring.formats.saved_model.axes import FLOATS, MOVES, Axes, moved
 from paring.formats.saved_model.operators import ROWS
-from paring.formats.saved_model.scope import FLOAT32, NAMES, Scope, called, definition, field
+from paring.formats.saved_model.scope import FLOAT32, NAMES, Scope, called, definition, field, scopes
 
 RESOURCE, REFERENCE, CONSTANT = "resource", "reference", "constant"
 HOLDERS = {"VarHandleOp": RESOURCE, "VariableV2": REFERENCE, "Variable": REFERENCE}
@@ -125,9 +125,7 @@ class Flow:
         """Follows handles and values; `objects`: by key of the checkpoint, numbers in the object graph."""
         self.meta = meta
         graph = meta.graph_def
-        self.scopes = {"": Scope("", graph.node)}
-        for function in graph.library.function:
-            self.scopes[function.signature.name] = Scope(function.signature.name, function.node_def, function)
+        self.scopes = scopes(graph)
         self.handles: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
         self.sources: dict[tuple[str, str], Source] = {}
         self.bound: dict[int, Source] = {}
@@ -163,20 +161,28 @@ class Flow:
     # -- handles ---------------------------------------------------------------------------------------------------
 
     def _hand_on(self, scope: Scope, value: str, source: Source) -> None:
-        known = self.handles[scope.name, value]
-        if source.id in known:
-            return
-        known.add(source.id)
-        for node, index in scope.users[value]:
-            for name, skipped in called(node, self.scopes):
-                inner = self.scopes[name]
-                if skipped <= index < skipped + len(inner.arguments):
-                    self._hand_on(inner, inner.arguments[index - skipped], source)
-            if node.op in _HANDS_ON and source.kind == RESOURCE:
-                for result in range(2 if node.op == "Switch" else 1):
-                    self._hand_on(scope, scope.value(node, result), source)
-            if node.op in ("While", "StatelessWhile"):
-                self._hand_on(scope, scope.value(node, index), source)
+        ahead = [(scope, value)]
+        while ahead:
+            scope, value = ahead.pop()
+            known = self.handles[scope.name, value]
+            if source.id in known:
+                continue
+            known.add(source.id)
+            for node, index in scope.users[value]:
+                ahead += self._inside(node, index)
+                if node.op in _HANDS_ON and source.kind == RESOURCE:
+                    ahead += [(scope, scope.value(node, result)) for result in range(2 if node.op == "Switch" else 1)]
+                if node.op in ("While", "StatelessWhile"):
+                    ahead.append((scope, scope.value(node, index)))
+
+    def _inside(self, node: Any, index: int) -> list[tuple[Scope, str]]:
+        """What an input of a node is called in the functions that the node calls."""
+        found = []
+        for name, skipped in called(node, self.scopes):
+            inner = self.scopes[name]
+            if skipped <= index < skipped + len(inner.arguments):
+                found.append((inner, inner.arguments[index - skipped]))
+        return found
 
     def _keys(self) -> None:
         """From which key of the checkpoint each variable is restored."""
@@ -233,7 +239,7 @@ class Flow:
         axes: Axes = tuple((d,) for d in range(rank))
         seen: set[tuple[str, str, bool]] = set()
         if source.kind == REFERENCE:
-            self._trace(source, self.scopes[""], source.node.name, axes, True, seen)
+            self._trace(source, self.scopes[""], source.node.name, axes, seen)
             return
         places = [place for place, ids in self.handles.items() if source.id in ids]
         for name, value in places:
@@ -241,7 +247,7 @@ class Flow:
             for node, index in scope.users[value]:
                 if node.op == "ReadVariableOp":
                     source.reads.append((name, node))
-                    self._trace(source, scope, scope.value(node), axes, True, seen)
+                    self._trace(source, scope, scope.value(node), axes, seen)
                 elif node.op == "ResourceGather" and not field(node, "batch_dims").i:
                     use = Use(name, node.name, index, axes, (0,), True)
                     source.uses.append(use)
@@ -259,45 +265,38 @@ class Flow:
         source = Source((scope.name, node.name), CONSTANT, node, shape, FLOAT32)
         if source.size < SMALL or len(shape) < 2:
             return
-        self._trace(source, scope, scope.value(node), tuple((d,) for d in range(len(shape))), True, set())
+        self._trace(source, scope, scope.value(node), tuple((d,) for d in range(len(shape))), set())
         if source.uses:
             self.sources[source.id] = source
 
-    def _trace(
-        self,
-        source: Source,
-        scope: Scope,
-        value: str,
-        axes: Axes | None,
-        stored: bool,
-        seen: set[tuple[str, str, bool]],
-    ) -> None:
-        """Follows a value: `stored` says that it is as the variable stores it, no float was made of it yet."""
-        if (scope.name, value, stored) in seen or source.shape is None:
-            return
-        seen.add((scope.name, value, stored))
-        for node, index in scope.users[value]:
-            told = moved(scope, node, axes, source.shape) if axes is not None and node.op in MOVES | FLOATS else None
-            if node.op in MOVES and index == 0 and stored and told is not None:
-                source.moves.append((scope.name, node))
-                self._trace(source, scope, scope.value(node), told, True, seen)
+    def _trace(self, source: Source, scope: Scope, value: str, axes: Axes, seen: set[tuple[str, str, bool]]) -> None:
+        """Follows what was read, as it is stored and then as floats, to the operators that it is a weight of."""
+        ahead: list[tuple[Scope, str, Axes | None, bool]] = [(scope, value, axes, True)]
+        while ahead:
+            scope, value, told, stored = ahead.pop()
+            if (scope.name, value, stored) in seen or source.shape is None:
                 continue
-            if stored and self._kept_as_stored(source, scope, node, index):
-                continue
-            use = self._use(source, scope, node, index, axes, direct=stored)
-            if stored:
-                assert axes is not None
-                source.ends.append(End(scope.name, node, index, value, axes, use))
-            if node.op in MOVES | FLOATS and index == 0:
-                for result in range(2 if node.op == "Switch" else 1):
-                    self._trace(source, scope, scope.value(node, result), told, False, seen)
-            for name, skipped in called(node, self.scopes):
-                inner = self.scopes[name]
-                if skipped <= index < skipped + len(inner.arguments):
-                    self._trace(source, inner, inner.arguments[index - skipped], axes, False, seen)
-        if stored and value in scope.returned():
-            assert axes is not None
-            source.ends.append(End(scope.name, None, 0, value, axes, None))
+            seen.add((scope.name, value, stored))
+            for node, index in scope.users[value]:
+                moves = node.op in MOVES | FLOATS and index == 0
+                behind = moved(scope, node, told, source.shape) if moves and told is not None else None
+                keeps = stored and node.op in MOVES and behind is not None
+                if keeps:
+                    source.moves.append((scope.name, node))
+                elif stored and self._kept_as_stored(source, scope, node, index):
+                    continue
+                else:
+                    use = self._use(source, scope, node, index, told, direct=stored)
+                    if stored:
+                        assert told is not None
+                        source.ends.append(End(scope.name, node, index, value, told, use))
+                if moves:
+                    results = range(2 if node.op == "Switch" else 1)
+                    ahead += [(scope, scope.value(node, result), behind, keeps) for result in results]
+                ahead += [(inner, argument, told, False) for inner, argument in self._inside(node, index)]
+            if stored and value in scope.returned():
+                assert told is not None
+                source.ends.append(End(scope.name, None, 0, value, told, None))
 
     def _kept_as_stored(self, source: Source, scope: Scope, node: Any, index: int) -> bool:
         """True where the node takes values of any type and makes no others of them; notes what has to be retyped."""

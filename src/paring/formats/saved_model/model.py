@@ -20,7 +20,7 @@ from uuid import UUID
 from paring.errors import InputError, UnsupportedError
 from paring.formats.saved_model.bundle import OBJECTS, Bundle, train_size, write
 from paring.formats.saved_model.flow import Flow
-from paring.formats.saved_model.scope import NAMES, definition
+from paring.formats.saved_model.scope import NAMES, Scope, definition, scopes
 
 PROTO, CHUNKED, FINGERPRINT = "saved_model.pb", "saved_model.cpb", "fingerprint.pb"
 RECORD = Path("assets.extra") / "paring.json"
@@ -102,6 +102,8 @@ class SavedModel:
             )  # fmt: skip
         model = cls(folder, proto, Bundle(folder / _VARIABLES, str(folder)))
         model._check_operators()
+        for scope in scopes(model.meta.graph_def).values():
+            model._check_wires(scope)
         return model
 
     @property
@@ -148,12 +150,17 @@ class SavedModel:
         return replace(self, proto=proto)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Writes the model into a new folder beside whatever else it has: assets, and files that other tools put there.
+        """Writes the model into a new folder, with whatever else its own has: assets, and files that other tools put there.
 
         Memory holds one shard of the variables at a time.
+
+        Raises:
+          InputError: There is such a folder or file.
         """
         target = Path(folder)
-        shutil.copytree(self.path, target, ignore=self._left, dirs_exist_ok=True)
+        if target.exists():
+            raise InputError("the output exists", where=str(target), todo="Choose another name")
+        shutil.copytree(self.path, target, ignore=self._left)
         (target / PROTO).write_bytes(self.proto.SerializeToString(deterministic=True))
         keys = {key: self.values.get(key) or _reading(self.bundle, key) for key in self.bundle.shapes}
         keys = {key: read for key, read in keys.items() if key not in self.dropped}
@@ -186,6 +193,21 @@ class SavedModel:
                 expected="operators of the TensorFlow that is installed", got=", ".join(unknown[:10]),
                 todo="Import the library that brings them first (in Python), or use TensorFlow of the version that wrote it",
             )  # fmt: skip
+
+    def _check_wires(self, scope: Scope) -> None:
+        """Every node has the inputs that its operator takes, and they are there."""
+        known = {*scope.by_name, *scope.arguments}
+        for node in scope.nodes:
+            names = [value.removeprefix("^").split(":")[0] for value in node.input]
+            lost = [name for name in names if name not in known]
+            taken = definition(node.op)
+            least = sum(not (a.number_attr or a.type_list_attr) for a in taken.input_arg) if taken is not None else 0
+            if lost or len(scope.inputs(node)) < least:
+                got = f"no {lost[0]}" if lost else f"{len(scope.inputs(node))} of {least}"
+                raise InputError(
+                    "cannot read the SavedModel", where=f"{self.path}, node {node.name} in {scope.name or 'the graph'}",
+                    expected="the values that it reads", got=got, todo="Export the model again",
+                )  # fmt: skip
 
 
 def is_saved_model(source: Any) -> bool:

@@ -233,5 +233,13 @@ class Scope:
         return found
 
 
+def scopes(graph: Any) -> dict[str, Scope]:
+    """The graph, under the empty name, and its functions."""
+    found = {"": Scope("", graph.node)}
+    for function in graph.library.function:
+        found[function.signature.name] = Scope(function.signature.name, function.node_def, function)
+    return found
+
+
 _AT_ONCE = ("Const", "VarHandleOp", "ReadVariableOp", "VariableV2", "Variable", "Placeholder", "Identity")
 """Nodes whose results are there from the start: to wait for them is to wait for nothing."""
