@@ -208,6 +208,41 @@ def test_a_variable_that_is_assigned_stays_float(kind: str, folder: Path, tmp_pa
     assert np.allclose(outputs["feed/done"], models.run_v1(tensorflow, folder / kind)["feed/done"])
 
 
+def test_variables_that_have_to_stay_as_they_are(tmp_path: Path, tensorflow):
+    """A partitioned one, one that a signature returns, one of bfloat16; and one beside them, behind branches of frames."""
+    tf, v1 = tensorflow, tensorflow.compat.v1
+    random, seen = np.random.default_rng(0), {}
+    v1.disable_control_flow_v2()
+    try:
+        with v1.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, [None, 32], "x")
+            for name, settings in (
+                ("parts", {"partitioner": v1.fixed_size_partitioner(2)}),
+                ("shown", {}),
+                ("short", {"dtype": tf.bfloat16, "shape": (32, 32)}),
+                ("plain", {}),
+            ):
+                first = {} if "dtype" in settings else {"initializer": tf.constant(models.scaled(random, 32, 32))}
+                if "partitioner" in settings:
+                    first = {"shape": (32, 32)}
+                seen[name] = v1.get_variable(name, use_resource=True, **first, **settings)
+            y = v1.matmul(v1.matmul(x, tf.convert_to_tensor(seen["parts"])), seen["shown"])
+            y = tf.cast(v1.matmul(tf.cast(y, tf.bfloat16), seen["short"]), tf.float32)
+            y = v1.cond(tf.reduce_sum(x) > 0, lambda: v1.matmul(y, seen["plain"]), lambda: y * 2.0)
+            session.run(v1.global_variables_initializer())
+            outputs = {"y": y, "w": tf.convert_to_tensor(seen["shown"])}
+            v1.saved_model.simple_save(session, str(tmp_path / "model"), {"x": x}, outputs)
+    finally:
+        v1.enable_control_flow_v2()
+    result = optimized(tmp_path / "model", tmp_path / "out")
+    why = {name.split(":")[-1]: row for name, row in rows(result).items() if ":" in name}
+    assert why["shown"] == ("float", "a signature returns the weights themselves")
+    assert why["short"][0] != "weight-only int8" and why["plain"] == ("weight-only int8", "rule 1")
+    for run in LOADERS.values():
+        found = gaps(run(tf, tmp_path / "model"), run(tf, tmp_path / "out"))
+        assert found["serving_default/w"] == 0 and found["serving_default/y"] < 0.02
+
+
 def test_first_values_are_no_floats_either(folder: Path, tmp_path: Path):
     optimized(folder / "resource", tmp_path / "out")
     sizes = [(path / "saved_model.pb").stat().st_size for path in (tmp_path / "out", folder / "resource")]
@@ -308,6 +343,38 @@ def test_rows_are_picked_before_they_are_converted(folder: Path, tmp_path: Path)
     assert scope.maker(node.input[0])[0].op == "GatherV2"
 
 
+def test_loops_convert_once_and_before(folder: Path, tmp_path: Path):
+    """The kernels of a recurrent layer are read in its loop's body."""
+    before = optimized(folder / "keras", tmp_path / "out")
+    loop = [name for name in rows(before) if "/while/" in name and "MatMul" in name]
+    assert [rows(before)[name][0] for name in loop] == ["weight-only int8"] * 2
+    flow = SavedModel.open(tmp_path / "out").flow
+    (body,) = [scope for scope in flow.scopes.values() if "_while_body_" in scope.name]
+    assert not any(node.op == "Cast" for node in body.nodes)
+    assert [name for name in body.arguments if name.startswith("carried_weight")] == [
+        "carried_weight",
+        "carried_weight_1",
+    ]
+
+
+def test_other_ways_into_tensorflow(folder: Path, tmp_path: Path, tensorflow, keras_on_tensorflow):
+    """Keras' layer for SavedModels, saving it again, XLA, and the converter to LiteRT."""
+    tf, out = tensorflow, tmp_path / "out"
+    optimized(folder / "keras", out)
+    ids = tf.constant(np.random.default_rng(0).integers(0, 400, (1, 12)), tf.int32)
+    loaded = tf.saved_model.load(str(out))
+    expected = loaded.signatures["serving_default"](ids=ids)["output_0"]
+    layer = keras_on_tensorflow.layers.TFSMLayer(str(out), call_endpoint="serve")
+    np.testing.assert_allclose(layer(ids), expected, rtol=1e-5, atol=1e-6)
+    compiled = tf.function(loaded.signatures["serving_default"], jit_compile=True)
+    np.testing.assert_allclose(compiled(ids=ids)["output_0"], expected, rtol=1e-4, atol=1e-5)
+    tf.saved_model.save(loaded, str(tmp_path / "again"), signatures=loaded.signatures)
+    again = tf.saved_model.load(str(tmp_path / "again")).signatures["serving_default"](ids=ids)["output_0"]
+    np.testing.assert_array_equal(again, expected)
+    optimized(folder / "operators", tmp_path / "plain")
+    assert len(tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "plain")).convert()) > 10_000
+
+
 # -- the whole way -------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +431,20 @@ def test_command_line(folder: Path, tmp_path: Path, capsys, monkeypatch):
     code, text, _ = call(capsys, monkeypatch, "quantize", source, "-o", out, "--no-verify", "--overwrite")
     assert code == 0 and "runs in stock TensorFlow" in text and "not verified" in text
     assert not list(tmp_path.glob(".*"))
+
+
+def test_data_by_signature_and_text(folder: Path, tmp_path: Path):
+    data = {
+        "serving_default/x": np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32),
+        "words/text": np.array(["a", "c", "nobody"]),
+    }
+    found = paring.optimize(folder / "functions", "bfloat16", data, output=tmp_path / "out").report.verification
+    assert found is not None and (found.given, found.samples) == (True, 3)
+    assert found.difference["words/text"] == 0 < found.difference["words/v"] < 0.01
+    data["other/x"] = data.pop("serving_default/x")
+    with pytest.raises(InputError, match="serving_default"):
+        paring.optimize(folder / "functions", "bfloat16", data, output=tmp_path / "again")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_inspect(folder: Path, capsys, monkeypatch):

@@ -49,11 +49,7 @@ def beside(
         elif data is None:
             samples[key] = list(_made_up(specs or {}, SAMPLES))
         else:
-            name = key if len(signatures) > 1 else None
-            chosen = open_samples(
-                data, specs or {}, limit=min(limit or MOST, MOST), image_range=image_range, signature_name=name
-            )
-            samples[key] = list(chosen)
+            samples[key] = _given(data, specs or {}, key, [*signatures], min(limit or MOST, MOST), image_range)
     expected = _outputs(model.path, samples)
     for key in [key for key, found in expected.items() if isinstance(found, str)]:
         why = expected.pop(key)
@@ -100,6 +96,23 @@ def _specs(inputs: list[Port]) -> dict[str, TensorSpec] | None:
     if any(port.shape is None for port in inputs):
         return None
     return {port.name: TensorSpec(port.name, port.shape or (), port.dtype) for port in inputs}
+
+
+def _given(
+    data: Any, specs: Mapping[str, TensorSpec], key: str, signatures: list[str], limit: int, image_range: Any
+) -> list[Sample]:
+    """The user's samples for one signature."""
+    several = len(signatures) > 1
+    try:
+        name = key if several else None
+        return list(open_samples(data, specs, limit=limit, image_range=image_range, signature_name=name))
+    except InputError as error:
+        if not several:
+            raise
+        expected = f"keys `signature/input` for each of {', '.join(signatures)}"
+        raise InputError(
+            "the data does not fit", where=f"signature {key}", expected=expected, got=str(error).rstrip(".")
+        ) from error
 
 
 def _made_up(specs: Mapping[str, TensorSpec], count: int) -> Iterator[Sample]:

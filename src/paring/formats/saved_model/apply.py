@@ -17,6 +17,7 @@ from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.bundle import OBJECTS
 from paring.formats.saved_model.clone import separate
 from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source
+from paring.formats.saved_model.loops import Loops
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.operators import ROWS, picked
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field
@@ -98,6 +99,8 @@ class _Writer:
         ends = [end for source in self.flow.sources.values() for end in source.ends]
         self.places = {id(e): (e.scope, e.node.name if e.node is not None else e.value, e.input) for e in ends}
         self.done: set[tuple[str, str, int]] = set()
+        self.loops = Loops(self.flow)
+        self.carried: dict[tuple[str, str], str] = {}
 
     # -- activations -----------------------------------------------------------------------------------------------
 
@@ -199,6 +202,9 @@ class _Writer:
         if axis is not None and (scale is None or scale.shape[axis] > 1 or set(scale.shape[:axis]) <= {1}):
             self._pick(scope, node, axis, scale, stored)
             return
+        if (handed := self._before_loop(scope, end, source.shape, stored)) is not None:
+            scope.connect(node, end.input, handed)
+            return
         held = scope.held(node, end.input) if row is not None else []
         after = None
         if row is not None and scale is not None:
@@ -213,6 +219,19 @@ class _Writer:
         name, take = scope.follow(node, stored.form)
         factor = scope.constant_node(f"{name}/scale", np.ascontiguousarray(after, np.float32), cast)
         take(scope.add(name, "Mul", [scope.value(node), factor], T=FLOAT32))
+
+    def _before_loop(self, scope: Scope, end: End, shape: tuple[int, ...], stored: Stored) -> str | None:
+        """What a loop's body reads, converted once before the loop; None where it is read outside of loops."""
+        if (scope.name, end.value) not in self.carried:
+            found = self.loops.around(scope, end.value)
+            if found is None:
+                return None
+            outer, loop, handle = found
+            name = f"{loop.name}/{scope.maker(end.value)[0].name.split('/')[-1]}"
+            read = outer.add(name, "ReadVariableOp", [handle], dtype=stored.type)
+            made = self._floats(outer, outer.value(read), outer.held(loop), f"{name}/weight", stored.scale, stored)
+            self.carried[scope.name, end.value] = self.loops.carry(scope, made, shape)
+        return self.carried[scope.name, end.value]
 
     def _copies_into(self, scope: Scope, node: Any, stored: Stored) -> bool:
         ids = self.flow.handles.get((scope.name, scope.canonical(node.input[0])), set())

@@ -191,16 +191,15 @@ class Scope:
             if value == old:
                 self.function.ret[key] = new
 
-    def held(self, node: Any, index: int) -> list[str]:
-        """Control edges that let a weight's conversion for this node begin when the node's other input is there.
+    def held(self, node: Any, index: int | None = None) -> list[str]:
+        """Control edges that let a weight's conversion for this node begin when the node's other inputs are there.
 
         Without them the executor converts all weights of the model at once, and all copies are in memory together.
         """
-        for place, value in enumerate(self.inputs(node)):
-            maker, _ = self.maker(value)
-            if place != index and maker is not None and maker.op not in _AT_ONCE:
-                return [f"^{maker.name}"]
-        return []
+        makers = [self.maker(value)[0] for place, value in enumerate(self.inputs(node)) if place != index]
+        return list(
+            dict.fromkeys(f"^{maker.name}" for maker in makers if maker is not None and maker.op not in _AT_ONCE)
+        )
 
     def ordered(self) -> Iterator[Any]:
         """The nodes, each behind what it reads; loops of TensorFlow 1 are cut open at NextIteration."""
