@@ -357,6 +357,36 @@ def test_loops_convert_once_and_before(folder: Path, tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("recipe", ["weight-only-int8", "bf16-int8"])
+def test_loops_in_loops_branches_and_cases(recipe: str, tmp_path: Path, tensorflow):
+    tf, random = tensorflow, np.random.default_rng(0)
+
+    class Nested(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.batch = tf.Variable(models.scaled(random, 4, 32, 16), name="batch")
+            self.one = tf.Variable(models.scaled(random, 24, 24), name="one")
+            self.two = tf.Variable(models.scaled(random, 24, 24), name="two")
+
+        @tf.function(input_signature=[tf.TensorSpec([4, 3, 32], name="x"), tf.TensorSpec([2, 24], name="h")])
+        def run(self, x, h):
+            def outer(i, h):
+                _, h = tf.while_loop(lambda j, h: j < 2, lambda j, h: (j + 1, tf.tanh(h @ self.one)), [0, h])
+                return i + 1, tf.cond(i > 0, lambda: h @ self.two, lambda: h @ self.one)
+
+            _, h = tf.while_loop(lambda i, h: i < 3, outer, [0, h])
+            chosen = tf.switch_case(tf.cast(x[0, 0, 0] > 9, tf.int32), [lambda: h @ self.one, lambda: h @ self.two])
+            sizes = tf.shape_n([self.batch.read_value(), x])[0]
+            return {"y": tf.raw_ops.BatchMatMulV3(x=x, y=self.batch, Tout=tf.float32), "h": chosen, "n": sizes}
+
+    module = Nested()
+    tf.saved_model.save(module, str(tmp_path / "nested"), signatures={"serving_default": module.run})
+    optimized(tmp_path / "nested", tmp_path / "out", recipe)
+    for run in LOADERS.values():
+        found = gaps(run(tf, tmp_path / "nested"), run(tf, tmp_path / "out"))
+        assert 0 < min(found.values()) <= max(found.values()) < 0.04, found
+
+
 def test_other_ways_into_tensorflow(folder: Path, tmp_path: Path, tensorflow, keras_on_tensorflow):
     """Keras' layer for SavedModels, saving it again, XLA, and the converter to LiteRT."""
     tf, out = tensorflow, tmp_path / "out"
@@ -557,4 +587,6 @@ def test_only_savedmodels_are_replaced(folder: Path, tmp_path: Path):
     shutil.copytree(folder / "functions", tmp_path / "model")
     with pytest.raises(InputError, match="the model's own folder"):
         optimized(tmp_path / "model", tmp_path / "model", overwrite=True)
+    with pytest.raises(InputError, match="the model's own folder"):
+        optimized(tmp_path / "model", tmp_path / "model" / "small")
     assert (tmp_path / "precious" / "thesis.txt").read_text(encoding="utf-8") == "all of it"

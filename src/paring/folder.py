@@ -142,7 +142,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
         raise InputError("cannot write the model", where=str(target), expected="a folder's name", got="a file")
     if target.exists() and not overwrite:
         raise InputError("the output exists", where=str(target), todo="Say --overwrite to replace it")
-    if target.exists() and target.resolve() == source.resolve():
+    if source.resolve() in (target.resolve(), *target.resolve().parents):
         raise InputError("cannot write the model", where=str(target), got="the model's own folder")
     if target.exists() and any(target.iterdir()) and not (target / "saved_model.pb").is_file():
         raise InputError(
@@ -310,16 +310,11 @@ def _kept(sources: Sequence[Source], settings: Quantize) -> tuple[int, ...]:
     """The dimensions that get scales of their own: as the first product that reads it wants it, else what picks rows."""
     if settings.granularity == "tensor":
         return ()
-    told = [(use, s) for s in sources for use in s.uses if use.kept is not None]
-    products = [(u, s) for u, s in told if u.kept is not None and not ROWS[_native(u, s)].picks]
-    if not told:
-        rank = len(sources[0].shape or ())
-        return (rank - 1,) if rank > 1 and sources[0].size >= 8 * (sources[0].shape or (1,))[-1] else ()
-    return kept_of(*(products or told)[0])
-
-
-def _native(use: Any, source: Source) -> str:
-    return next(str(e.node.op) for e in source.ends if e.use is use) if use.direct else "MatMul"
+    told = [(use, source) for source in sources for use in source.uses if use.kept is not None]
+    if told:
+        return kept_of(*min(told, key=lambda pair: pair[0].picks))
+    shape = sources[0].shape or ()
+    return (len(shape) - 1,) if len(shape) > 1 and sources[0].size >= 8 * shape[-1] else ()
 
 
 def encode(settings: Quantize, weight: np.ndarray, kept: tuple[int, ...], name: str) -> Stored:

@@ -107,7 +107,8 @@ class _Writer:
     def round(self, scope: Scope, node: Any, weights: tuple[int, ...]) -> None:
         """Rounds what meets the weights to bfloat16; the product stays float32."""
         for index in ROWS[node.op].data:
-            if index not in weights and node.attr["T"].type == FLOAT32:
+            kind = field(node, "T").type or field(node, "Tb" if index else "Ta").type  # BatchMatMulV3 has one for each
+            if index not in weights and kind == FLOAT32:
                 short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
                 back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
                 scope.connect(node, index, scope.value(back))

@@ -20,8 +20,8 @@ _HANDS_ON = {"Identity", "Enter", "RefEnter", "Switch"}  # a handle in, the same
 _HARMLESS = {
     "VarIsInitializedOp", "DisableCopyOnRead", "VariableShape", "NoOp", "DestroyResourceOp", "IsVariableInitialized",
 }  # fmt: skip
-SHAPES = {"Shape": "T", "ShapeN": "T", "Size": "T", "Rank": "T"}
-"""Operators that look at a value's shape only, and the attribute that names its type."""
+SHAPES = {"Shape", "Size", "Rank"}
+"""Operators that look at a value's shape only."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Use:
       axes: The variable's dimensions in the operand, None where they cannot be told.
       kept: The variable's dimensions that the operator's result has, None where they cannot be told.
       direct: It could read the stored values; else they become floats before, and others may read them, too.
+      picks: It picks rows.
     """
 
     scope: str
@@ -43,6 +44,7 @@ class Use:
     axes: Axes | None
     kept: tuple[int, ...] | None
     direct: bool
+    picks: bool
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ class Flow:
                     source.reads.append((name, node))
                     self._trace(source, scope, scope.value(node), axes, seen)
                 elif node.op == "ResourceGather" and not field(node, "batch_dims").i:
-                    use = Use(name, node.name, index, axes, (0,), True)
+                    use = Use(name, node.name, index, axes, (0,), direct=True, picks=True)
                     source.uses.append(use)
                     source.ends.append(End(name, node, index, value, axes, use))
                 elif not (
@@ -324,7 +326,7 @@ class Flow:
         if axes is not None:
             own = row.kept(scope, node, index, len(axes))
             kept = None if own is None else tuple(sorted(d for place in own for d in axes[place]))
-        found = Use(scope.name, node.name, index, axes, kept, direct)
+        found = Use(scope.name, node.name, index, axes, kept, direct, row.picks)
         if found not in source.uses:
             source.uses.append(found)
         return found
