@@ -415,6 +415,8 @@ def test_what_is_written_was_run(folder: Path, tmp_path: Path):
     assert found.difference["serving_default/n"] == found.difference["words/text"] == 0
     assert 0 < found.difference["serving_default/y"] < 0.03 and 0 < found.difference["words/v"] < 0.03
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"assets", "assets.extra", "fingerprint.pb", "saved_model.pb", "variables"}
 
 
 def test_a_result_that_does_not_run_is_not_kept(folder: Path, tmp_path: Path, monkeypatch):
@@ -539,6 +541,22 @@ def test_broken_folders_give_one_clear_error(kind: str, folder: Path, tmp_path: 
         optimized(tmp_path / "model", tmp_path / "out")
     assert caught.value.exit_code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_bytes_turned_at_random_give_a_clear_error_or_a_model(folder: Path, tmp_path: Path):
+    random, refused = np.random.default_rng(0), 0
+    shutil.copytree(folder / "functions", tmp_path / "model")
+    whole = (tmp_path / "model" / "saved_model.pb").read_bytes()
+    for turn in range(300):
+        turned = bytearray(whole)
+        for place in random.integers(len(turned), size=1 + turn % 3):
+            turned[place] = random.integers(256)
+        (tmp_path / "model" / "saved_model.pb").write_bytes(bytes(turned))
+        try:
+            optimized(tmp_path / "model", tmp_path / "out", overwrite=True)
+        except InputError:
+            refused += 1
+    assert 100 < refused < 300
 
 
 def test_a_missing_signature_is_told_with_those_there_are(folder: Path):

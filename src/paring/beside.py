@@ -58,7 +58,7 @@ def beside(
         result.notes.append(f"signature {key} was not run: the float model does not run on made-up inputs ({why})")
         samples.pop(key)
     try:
-        found = _outputs(written, samples)
+        found = _outputs(written, samples, seal=True)
     except ParingError as error:
         raise BoundError(
             "TensorFlow does not load the result", where=str(model.path), got=str(error).rstrip("."), todo="Nothing was written"
@@ -129,13 +129,20 @@ def _made_up(specs: Mapping[str, TensorSpec], count: int) -> Iterator[Sample]:
         yield {**sample, **texts}
 
 
-def _outputs(folder: Path, samples: Mapping[str, list[Sample]]) -> dict[str, dict[str, np.ndarray] | str]:
-    """By signature, each output on all samples [samples, ...], or why it does not run; in a child of its own."""
+def _outputs(
+    folder: Path, samples: Mapping[str, list[Sample]], *, seal: bool = False
+) -> dict[str, dict[str, np.ndarray] | str]:
+    """By signature, each output on all samples [samples, ...], or why it does not run; in a child of its own.
+
+    `seal` says that the folder gets its fingerprint, which the child can write now that TensorFlow is there.
+    """
     found: dict[str, dict[str, np.ndarray] | str] = {}
     if not samples:
         return found
     with start_framework(folder, 0) as worker:
         worker.load("model", folder)
+        if seal:
+            worker.seal(folder)
         for key, given in samples.items():
             worker.enter(key, "model", key, list(given[0]), [])
             names = worker.describe(key)["outputs"]

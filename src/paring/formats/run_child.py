@@ -48,6 +48,11 @@ class FrameworkServer(Server):
         self.sessions[name] = self.sessions[source].enter(signature)
         return {}
 
+    def seal(self, path: str) -> dict[str, Any]:
+        """Writes the fingerprint of a SavedModel folder."""
+        session.seal(Path(path))
+        return {}
+
     def describe(self, name: str) -> dict[str, Any]:
         """What a model takes and gives."""
         found: dict[str, Any] = self.sessions[name].describe()

@@ -277,14 +277,15 @@ def _share(
     keys = {str(twin.key): str(kept.key) for twin, kept in pairs}
     if not keys:
         return []
-    from tensorflow import make_ndarray, make_tensor_proto
+    from tensorflow import make_tensor_proto
 
+    renamed = {twin.encode(): kept.encode() for twin, kept in keys.items()}
     for scope in flow.scopes.values():
         for node in scope.nodes:
-            if node.op == "RestoreV2":
+            if node.op == "RestoreV2" and (old := scope.constant(node.input[1])) is not None:
                 names, _ = scope.source(node.input[1])
-                old = [name.decode() for name in make_ndarray(names.attr["value"].tensor).reshape(-1)]
-                names.attr["value"].tensor.CopyFrom(make_tensor_proto([keys.get(name, name) for name in old]))
+                found = [renamed.get(name, name) for name in old.reshape(-1)]
+                names.attr["value"].tensor.CopyFrom(make_tensor_proto(found))
     saved, checkpoint = model.meta.object_graph_def, model.object_graph()
     for twin, kept in pairs:
         assert twin.object is not None and kept.object is not None

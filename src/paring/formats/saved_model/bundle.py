@@ -52,7 +52,7 @@ class Bundle:
         if held < sum(sizes.values()):
             raise self._broken(f"{held} bytes", f"at least {sum(sizes.values())} bytes of variables")
 
-    def __contains__(self, key: str) -> bool:
+    def __contains__(self, key: object) -> bool:
         return key in self.shapes
 
     def read(self, key: str) -> Any:

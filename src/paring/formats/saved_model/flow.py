@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from dataclasses import field as new
 from functools import cached_property
@@ -123,9 +123,9 @@ class Flow:
       bound: By number in the object graph, the variables.
     """
 
-    def __init__(self, meta: Any, objects: dict[str, int]) -> None:
-        """Follows handles and values; `objects`: by key of the checkpoint, numbers in the object graph."""
-        self.meta = meta
+    def __init__(self, meta: Any, objects: dict[str, int], keys: Container[str]) -> None:
+        """Follows handles and values; `objects`: by key of the checkpoint, numbers in the object graph; `keys`: all of them."""
+        self.meta, self._known = meta, keys
         graph = meta.graph_def
         self.scopes = scopes(graph)
         self.handles: dict[tuple[str, str], set[tuple[str, str]]] = defaultdict(set)
@@ -192,12 +192,16 @@ class Flow:
             maker, index = scope.source(node.input[1])
             if maker is not None and maker.op == "RestoreV2":
                 names, parts = scope.constant(maker.input[1]), scope.constant(maker.input[2])
-                if names is None or parts is None:
+                if (
+                    names is None
+                    or parts is None
+                    or index >= min(names.size, parts.size, len(field(maker, "dtypes").list.type))
+                ):
                     source.refused = "nobody knows which key it is restored from"
                 elif parts.reshape(-1)[index]:
                     source.refused = "it is a part of a partitioned variable"
                 else:
-                    source.key = names.reshape(-1)[index].decode()
+                    source.key = names.reshape(-1)[index].decode(errors="replace")
 
     def _assigned(self) -> None:
         """What sets each variable, and whether that is more than a restore and a first value."""
@@ -251,7 +255,8 @@ class Flow:
                     source.reads.append((name, node))
                     self._trace(source, scope, scope.value(node), axes, seen)
                 elif node.op == "ResourceGather" and not field(node, "batch_dims").i:
-                    use = Use(name, node.name, index, axes, (0,), direct=True, picks=True)
+                    kept = (0,) if rank else None
+                    use = Use(name, node.name, index, axes, kept, direct=True, picks=True)
                     source.uses.append(use)
                     source.ends.append(End(name, node, index, value, axes, use))
                 elif not (
@@ -303,6 +308,8 @@ class Flow:
     def _kept_as_stored(self, source: Source, scope: Scope, node: Any, index: int) -> bool:
         """True where the node takes values of any type and makes no others of them; notes what has to be retyped."""
         if node.op == "SaveV2" and index >= 3:
+            if index - 3 >= len(field(node, "dtypes").list.type):
+                source.refused = f"{_place(scope, node)} saves it as no type"
             source.saves.append((scope.name, node, index - 3))
             return True
         if node.op in SHAPES:
@@ -325,7 +332,8 @@ class Flow:
         kept = None
         if axes is not None:
             own = row.kept(scope, node, index, len(axes))
-            kept = None if own is None else tuple(sorted(d for place in own for d in axes[place]))
+            fits = own is not None and all(0 <= place < len(axes) for place in own)
+            kept = None if own is None or not fits else tuple(sorted(d for place in own for d in axes[place]))
         found = Use(scope.name, node.name, index, axes, kept, direct, row.picks)
         if found not in source.uses:
             source.uses.append(found)
@@ -351,7 +359,7 @@ class Flow:
                 source.refused = "its shape is not fixed"
             elif source.kind == CONSTANT and source.node.name in captured and not source.id[0]:
                 source.refused = "a constant that functions get as an argument"
-            elif source.kind != CONSTANT and source.key is None:
+            elif source.kind != CONSTANT and (source.key is None or source.key not in self._known):
                 source.refused = source.refused or "nothing restores it from the checkpoint"
             elif fetched & set(shown):
                 source.refused = "a signature returns the weights themselves"

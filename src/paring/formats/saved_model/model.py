@@ -15,7 +15,6 @@ from dataclasses import field as new
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from paring.errors import InputError, UnsupportedError
 from paring.formats.saved_model.bundle import OBJECTS, Bundle, train_size, write
@@ -102,8 +101,16 @@ class SavedModel:
             )  # fmt: skip
         model = cls(folder, proto, Bundle(folder / _VARIABLES, str(folder)))
         model._check_operators()
-        for scope in scopes(model.meta.graph_def).values():
+        bodies = scopes(model.meta.graph_def)
+        for scope in bodies.values():
             model._check_wires(scope)
+        for key, signature in model.meta.signature_def.items():
+            for info in (*signature.inputs.values(), *signature.outputs.values()):
+                if info.name and not bodies[""].has(info.name):
+                    raise InputError(
+                        "cannot read the SavedModel", where=f"{folder}, signature {key}",
+                        expected="values of its graph", got=f"no {info.name}", todo="Export the model again",
+                    )  # fmt: skip
         return model
 
     @property
@@ -114,7 +121,7 @@ class SavedModel:
     @cached_property
     def flow(self) -> Flow:
         """Which operator reads which weight."""
-        return Flow(self.meta, self.objects)
+        return Flow(self.meta, self.objects, self.bundle)
 
     @cached_property
     def objects(self) -> dict[str, int]:
@@ -152,7 +159,7 @@ class SavedModel:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the model into a new folder, with whatever else its own has: assets, and files that other tools put there.
 
-        Memory holds one shard of the variables at a time.
+        Memory holds one shard of the variables at a time. The fingerprint is not written: see `session.seal`.
 
         Raises:
           InputError: There is such a folder or file.
@@ -172,7 +179,6 @@ class SavedModel:
         if self.record:
             (target / RECORD).parent.mkdir(exist_ok=True)
             (target / RECORD).write_text(self.record, encoding="utf-8")
-        _write_fingerprint(target)
 
     def _left(self, folder: str, names: Sequence[str]) -> set[str]:
         """What is not copied because it is written anew."""
@@ -195,13 +201,16 @@ class SavedModel:
             )  # fmt: skip
 
     def _check_wires(self, scope: Scope) -> None:
-        """Every node has the inputs that its operator takes, and they are there."""
-        known = {*scope.by_name, *scope.arguments}
+        """Every node has the inputs that its operator takes, and they are there, as is what a function returns."""
+        if gone := [value for value in scope.returned() if not scope.has(value)]:
+            raise InputError(
+                "cannot read the SavedModel", where=f"{self.path}, function {scope.name}",
+                expected="what it returns", got=f"no {gone[0]}", todo="Export the model again",
+            )  # fmt: skip
         for node in scope.nodes:
-            names = [value.removeprefix("^").split(":")[0] for value in node.input]
-            lost = [name for name in names if name not in known]
             taken = definition(node.op)
             least = sum(not (a.number_attr or a.type_list_attr) for a in taken.input_arg) if taken is not None else 0
+            lost = [value for value in node.input if not scope.has(value)]
             if lost or len(scope.inputs(node)) < least:
                 got = f"no {lost[0]}" if lost else f"{len(scope.inputs(node))} of {least}"
                 raise InputError(
@@ -253,23 +262,6 @@ def _size(bundle: Bundle, key: str) -> int:
     for d in bundle.shapes[key]:
         count *= d
     return count
-
-
-def _write_fingerprint(folder: Path) -> None:
-    """The fingerprint of what the folder holds now; a TensorFlow without this function reads folders without one.
-
-    Its `uuid` is random, which is no use in a file that the same input makes again: it is made of the checksums.
-    """
-    try:
-        from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
-        from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
-    except ImportError:
-        return
-    write_fingerprint(str(folder))
-    found = FingerprintDef.FromString((folder / FINGERPRINT).read_bytes())
-    if found.uuid:
-        found.uuid = str(UUID(int=found.saved_model_checksum << 64 | found.checkpoint_hash % 2**64, version=4).int)
-        (folder / FINGERPRINT).write_bytes(found.SerializeToString(deterministic=True))
 
 
 __all__ = ["Port", "SavedModel", "folder_bytes", "is_saved_model"]

@@ -96,7 +96,7 @@ def _after_depthwise(node: Any, index: int, scale: np.ndarray, shape: tuple[int,
 
 def _letters(node: Any, index: int) -> tuple[str, str] | None:
     """The letters of an operand of Einsum and of its result; None where the operand has unnamed or repeated dimensions."""
-    inputs, _, result = field(node, "equation").s.decode().replace(" ", "").partition("->")
+    inputs, _, result = field(node, "equation").s.decode(errors="replace").replace(" ", "").partition("->")
     own = inputs.split(",")[index]
     return None if "." in own or len(set(own)) < len(own) or len(inputs.split(",")) != 2 else (own, result)
 

@@ -52,7 +52,7 @@ def called(node: Any, functions: Any) -> list[tuple[str, int]]:
     for name in names:
         value = field(node, name)
         found += [f.name for f in value.list.func] if value.list.func else [value.func.name]
-    return [(name, skipped) for name in found if name in functions]
+    return [(name, skipped) for name in found if name and name in functions]
 
 
 class Scope:
@@ -101,6 +101,16 @@ class Scope:
             return node, results.index(parts[1]) if len(results) > 1 else int(parts[2])
         return None, self.arguments.index(parts[0]) if parts[0] in self.arguments else -1
 
+    def has(self, value: str) -> bool:
+        """True where there is such a value, or such a node for a control edge."""
+        if value.startswith("^"):
+            return value[1:] in self.by_name or value[1:] in self.arguments
+        try:
+            node, index = self.maker(value)
+        except ValueError:  # it is not named as values are
+            return False
+        return node is not None or index >= 0
+
     def source(self, value: str) -> tuple[Any, int]:
         """As `maker`, looking through Identity."""
         node, index = self.maker(value)
@@ -115,7 +125,10 @@ class Scope:
             return None
         from tensorflow import make_ndarray
 
-        return np.asarray(make_ndarray(node.attr["value"].tensor))
+        try:
+            return np.asarray(make_ndarray(node.attr["value"].tensor))
+        except (TypeError, ValueError):  # shape and bytes do not fit
+            return None
 
     def inputs(self, node: Any) -> list[str]:
         """A node's inputs, without control edges."""

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
@@ -85,6 +86,25 @@ class Session:
         return {"TensorFlow": [op for op in _operators(graph.node, functions) if op not in _FREE]}
 
 
+def seal(folder: Path) -> None:
+    """Writes the fingerprint of what a folder holds; a TensorFlow that knows none reads folders without one.
+
+    For a child: TensorFlow ends the process where it does not like a graph. The fingerprint's `uuid` is random, which is no use
+    in a file that the same input makes again: it is made of the checksums.
+    """
+    try:
+        from tensorflow.core.protobuf.fingerprint_pb2 import FingerprintDef
+        from tensorflow.python.saved_model.fingerprinting_utils import write_fingerprint
+    except ImportError:
+        return
+    write_fingerprint(str(folder))
+    file = folder / "fingerprint.pb"
+    found = FingerprintDef.FromString(file.read_bytes())
+    if found.uuid:
+        found.uuid = str(UUID(int=found.saved_model_checksum << 64 | found.checkpoint_hash % 2**64, version=4).int)
+        file.write_bytes(found.SerializeToString(deterministic=True))
+
+
 def _loaded(folder: Path) -> Any:
     import tensorflow as tf
 
@@ -156,4 +176,4 @@ def _operators(nodes: Any, functions: dict[str, Any], depth: int = 0) -> Iterato
             yield node.op
 
 
-__all__ = ["Session", "start"]
+__all__ = ["Session", "seal", "start"]

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from paring.errors import InputError
 from paring.formats.saved_model.axes import FLOATS, MOVES
 from paring.formats.saved_model.flow import CONSTANT, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
@@ -172,11 +173,19 @@ def kept_of(use: Use, source: Source) -> tuple[int, ...]:
 
 
 def values(model: SavedModel, source: Source) -> np.ndarray:
-    """A weight's values, read from the file now."""
-    if source.kind == CONSTANT:
-        from tensorflow import make_ndarray
+    """A weight's values, read from the file now.
 
-        return np.asarray(make_ndarray(source.node.attr["value"].tensor))
+    Raises:
+      InputError: The file is broken.
+    """
+    if source.kind == CONSTANT:
+        scope = model.flow.scopes[source.id[0]]
+        found = scope.constant(scope.value(source.node))
+        if found is None or found.shape != source.shape:
+            raise InputError(
+                "cannot read a constant", where=f"{model.path}, {source.name}", todo="Export the model again"
+            )
+        return found
     return np.asarray(model.bundle.read(source.key or ""))
 
 
