@@ -208,7 +208,7 @@ class _Writer:
             return
         held = scope.held(node, end.input) if row is not None else []
         after = None
-        if row is not None and scale is not None:
+        if row is not None and scale is not None and end.use is not None and end.use.kept is not None:
             shape = tuple(int(np.prod([source.shape[d] for d in group], dtype=np.int64)) for group in end.axes)
             after = row.after(node, end.input, scale, shape)
         if after is None:
