@@ -187,6 +187,33 @@ def test_keras_doubled_variables_are_stored_once(folder: Path, tmp_path: Path, t
     assert {v.dtype.name for v in loaded.variables if np.prod(v.shape) >= 256} == {"int8"}
 
 
+def test_variables_that_are_equal_by_chance_stay_apart(tmp_path: Path, tensorflow):
+    tf = tensorflow
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = tf.Variable(tf.random.normal([32, 32]), name="head")
+            self.one, self.other, self.unread = (tf.Variable(tf.zeros([32, 32]), name="shift") for _ in range(3))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 32], name="x")])
+        def __call__(self, x):
+            return {"y": self.add(self.add(tf.matmul(x, self.head), self.one), self.other)}
+
+        @tf.function
+        def add(self, x, shift):
+            return x + tf.reduce_sum(shift)
+
+    net = Net()
+    tf.saved_model.save(net, str(tmp_path / "net"), signatures=net.__call__)
+    result = optimized(tmp_path / "net", tmp_path / "small")
+    assert not any("stored twice" in note for note in result.report.notes)
+    loaded = tf.saved_model.load(str(tmp_path / "small"))
+    loaded.one.assign(tf.ones([32, 32]))
+    assert not loaded.other.numpy().any()
+    assert not loaded.unread.numpy().any()
+
+
 def test_python_finds_all_that_it_had(folder: Path, tmp_path: Path, tensorflow):
     optimized(folder / "functions", tmp_path / "out")
     before, after = (tensorflow.saved_model.load(str(path)) for path in (folder / "functions", tmp_path / "out"))
@@ -580,6 +607,11 @@ def test_what_savedmodels_cannot_do_yet_is_refused(apply: object, got: str, fold
     assert not list(tmp_path.iterdir())
 
 
+def test_a_mistyped_folder_is_named_before_the_output(tmp_path: Path):
+    with pytest.raises(InputError, match=r"no such model for .*absent"):
+        paring.optimize(tmp_path / "absent", "weight-only-int8", output=tmp_path / "out")
+
+
 def test_bfloat16_weights_are_refused_for_tflite(tmp_path: Path):
     with pytest.raises(InputError, match=r"cannot quantize to \.tflite .* got bfloat16, which LiteRT lacks"):
         paring.optimize(paring.demo.model_path(), "bfloat16", output=tmp_path / "out.tflite")
@@ -595,6 +627,7 @@ def test_int4_becomes_int8_and_static_activations_stay_float(folder: Path, tmp_p
     static = {"version": 1, "rules": [{"kind": "*", "apply": {"quantize": {"weights": "int8", "activations": "int8"}}}]}
     result = optimized(folder / "functions", tmp_path / "static", static)
     assert rows(result)["words/MatMul:shared"] == ("float", "no int8 kernel for MatMul")
+    assert any(note.startswith("nothing became smaller") for note in result.report.notes)
 
 
 def test_only_savedmodels_are_replaced(folder: Path, tmp_path: Path):

@@ -35,6 +35,7 @@ from paring.outcome import VERSION, Report, Row
 from paring.plan import ground, plan
 from paring.recipe import Recipe
 
+_LISTED = "_all_variables/"  # where Keras 3 lists the variables of its signatures
 _FORMS = {"int8": "int8", "int4": "int8", "float16": "float16", "bfloat16": "bfloat16"}
 
 
@@ -143,7 +144,7 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
     if target.exists() and not overwrite:
         raise InputError("the output exists", where=str(target), todo="Say --overwrite to replace it")
     if source.resolve() in (target.resolve(), *target.resolve().parents):
-        raise InputError("cannot write the model", where=str(target), got="the model's own folder")
+        raise InputError("cannot write the model", where=str(target), got="the model's own folder, or one in it")
     if target.exists() and any(target.iterdir()) and not (target / "saved_model.pb").is_file():
         raise InputError(
             "cannot replace the folder", where=str(target), expected="a SavedModel", got="something else", todo="Move it away"
@@ -246,24 +247,27 @@ def _readers(seen: View, twins: Mapping[SourceId, SourceId]) -> dict[SourceId, t
 def _twins(model: SavedModel) -> dict[SourceId, SourceId]:
     """Variables of Keras' that hold the same as another: each with the one that is kept.
 
-    Keras 3 exports every variable twice, one for the object graph and one for the signatures. Only what serves the same
-    argument of a function is taken for one, or what nobody reads.
+    Keras 3 exports every variable twice, one for the object graph and one in a list for the signatures. Only a pair of these
+    with one name, that serves the same argument of a function, is taken for one: what else is equal now (zeros) may be
+    set apart in Python.
     """
     flow = model.flow
     alike: dict[tuple[Any, ...], list[Source]] = {}
     for source in flow.sources.values():
         if source.kind == RESOURCE and source.object is not None and not source.refused and source.size >= SMALL:
-            alike.setdefault((source.shape, source.dtype), []).append(source)
-    same: dict[tuple[Any, ...], list[Source]] = {}
-    for kind, sources in alike.items():
-        for source in sources if len(sources) > 1 else ():
-            digest = blake2b(np.ascontiguousarray(values(model, source)).data.cast("B"), digest_size=16).digest()
-            same.setdefault((*kind, digest), []).append(source)
-    found = {}
-    for sources in same.values():
-        kept, *rest = sorted(sources, key=lambda s: (not s.uses, s.object))
-        found.update({s.id: kept.id for s in rest if not s.uses or _meet(flow, s, kept)})
+            alike.setdefault((source.shape, source.dtype, source.label), []).append(source)
+    found: dict[SourceId, SourceId] = {}
+    for sources in alike.values():
+        listed = [s for s in sources if str(s.key).startswith(_LISTED)]
+        for twin in listed:
+            near = [s for s in sources if s not in listed and _meet(flow, twin, s)]
+            own = _digest(model, twin) if near else b""
+            found.update({twin.id: s.id for s in near[:1] if _digest(model, s) == own})
     return found
+
+
+def _digest(model: SavedModel, source: Source) -> bytes:
+    return blake2b(np.ascontiguousarray(values(model, source)).data.cast("B"), digest_size=16).digest()
 
 
 def _meet(flow: Flow, one: Source, other: Source) -> bool:
@@ -295,6 +299,8 @@ def _stored(
             weight = encode(settings, values(model, source), (), source.name)
             notes.append(f"{source.name} has one scale: a reshape joins its channels with others")
         stored |= dict.fromkeys(ids, weight)
+    if not stored:
+        notes.append("nothing became smaller: no weight is stored anew, the table says why (try weight-only-int8)")
     if twins:
         size = sum(4 * model.flow.sources[twin].size for twin in twins)
         notes.append(f"{len(twins)} variables ({size:,} bytes) were stored twice under two names; they are stored once")
