@@ -607,6 +607,34 @@ def test_what_savedmodels_cannot_do_yet_is_refused(apply: object, got: str, fold
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bound_on_what_is_not_run_is_not_met_in_silence(folder: Path, tmp_path: Path, tensorflow):
+    tf = tensorflow
+
+    class Net(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = tf.Variable(tf.random.normal([32, 32]), name="head")
+
+        @tf.function(input_signature=[tf.TensorSpec(None, name="x")])
+        def __call__(self, x):
+            return {"y": tf.matmul(tf.reshape(x, [-1, 32]), self.head)}
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 32], name="x")])
+        def known(self, x):
+            return {"y": tf.matmul(x, self.head)}
+
+    net = Net()
+    signatures = {"serving_default": net.__call__, "known": net.known}
+    tf.saved_model.save(net, str(tmp_path / "net"), signatures=signatures)
+    with pytest.raises(BoundError, match=r"nobody knows whether the bound holds.* no known rank"):
+        paring.optimize(tmp_path / "net", "weight-only-int8", output=tmp_path / "out", max_error=0.5)
+    with pytest.raises(InputError, match=r"cannot hold the bound for --max-error 0\.5"):
+        optimized(folder / "functions", tmp_path / "out", max_error=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["net"]
+    result = optimized(folder / "functions", tmp_path / "out", data="absent.npz")
+    assert any(note.startswith("the data was not read") for note in result.report.notes)
+
+
 def test_a_mistyped_folder_is_named_before_the_output(tmp_path: Path):
     with pytest.raises(InputError, match=r"no such model for .*absent"):
         paring.optimize(tmp_path / "absent", "weight-only-int8", output=tmp_path / "out")

@@ -42,14 +42,14 @@ def beside(
     samples: dict[str, list[Sample]] = {}
     for key, (inputs, _) in signatures.items():
         specs = _specs(inputs)
-        if specs is None and data is None:
-            result.notes.append(f"signature {key} was not run: an input has no known rank; give samples (--data)")
+        if specs is None:
+            result.notes.append(f"signature {key} was not run: an input has no known rank")
         elif not inputs:
             samples[key] = [{}]
         elif data is None:
-            samples[key] = list(_made_up(specs or {}, SAMPLES))
+            samples[key] = list(_made_up(specs, SAMPLES))
         else:
-            samples[key] = _given(data, specs or {}, key, [*signatures], min(limit or MOST, MOST), image_range)
+            samples[key] = _given(data, specs, key, [*signatures], min(limit or MOST, MOST), image_range)
     expected = _outputs(model.path, samples)
     for key in [key for key, found in expected.items() if isinstance(found, str)]:
         why = expected.pop(key)
@@ -80,7 +80,8 @@ def judge(found: Verification, max_error: float | None) -> None:
     """Stops the write where the result is useless.
 
     Raises:
-      BoundError: Not-a-number where the float model has numbers, or a difference beyond the bound.
+      BoundError: Not-a-number where the float model has numbers, a difference beyond the bound, or a bound on what was not
+        run.
     """
     if found.nan:
         raise BoundError("the result is not-a-number", where=", ".join(found.nan), todo="Nothing was written")
@@ -90,6 +91,11 @@ def judge(found: Verification, max_error: float | None) -> None:
                 "the result differs too much", where=f"output {name}", expected=f"at most {max_error:g} (--max-error)",
                 got=f"{error:.4g}", todo="Nothing was written",
             )  # fmt: skip
+    if max_error is not None and found.notes:  # each says what was not run
+        raise BoundError(
+            "nobody knows whether the bound holds", expected=f"at most {max_error:g} (--max-error)", got=found.notes[0],
+            todo="Nothing was written",
+        )  # fmt: skip
 
 
 def _specs(inputs: list[Port]) -> dict[str, TensorSpec] | None:

@@ -102,6 +102,8 @@ def optimize_folder(
             verification = beside(model, part, data, limit=limit, image_range=image_range)
             judge(verification, max_error)
             clock("verify")
+        elif data is not None:
+            notes.append("the data was not read: it serves to compare the outputs, which --no-verify leaves out")
         size = folder_bytes(part)
         _replace(part, target)
     finally:

@@ -108,6 +108,11 @@ def optimize(
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
     if isinstance(source, (str, os.PathLike)) and not Path(source).exists():
         raise InputError("no such model", where=str(source), todo="Check the path")
+    if max_error is not None and not verified:
+        raise InputError(
+            "cannot hold the bound", where=f"--max-error {max_error:g}", expected="a model that is run", got="--no-verify",
+            todo="Leave one of them out",
+        )  # fmt: skip
     if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
         written = optimize_folder(
             source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,

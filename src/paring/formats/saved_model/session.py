@@ -29,7 +29,6 @@ class Session:
 
         Raises:
           InputError: The folder is broken, or it has no such signature.
-          UnsupportedError: An input has a shape of unknown rank.
         """
         self.folder = folder
         self.model = _loaded(folder) if loaded is None else loaded
@@ -43,18 +42,22 @@ class Session:
             raise InputError("no such signature", where=folder.name, expected=expected, got=chosen)
         self.signature = self.model.signatures[chosen]
         specs = self.signature.structured_input_signature[1]
-        for name, spec in specs.items():
-            if spec.shape.rank is None:
-                raise UnsupportedError(
-                    "cannot run the SavedModel", where=f"{folder.name}, input {name}", expected="a shape of known rank"
-                )
         self.specs = {name: specs[name] for name in sorted(specs)}
         self.outputs = sorted(self.signature.structured_outputs)
         self.inputs = list(self.specs)
         self._latest: dict[str, Any] = {}
 
     def describe(self) -> dict[str, Any]:
-        """Inputs and outputs, as `paring.runtime.Worker.describe` gives them."""
+        """Inputs and outputs, as `paring.runtime.Worker.describe` gives them.
+
+        Raises:
+          UnsupportedError: An input has a shape of unknown rank.
+        """
+        for name, spec in self.specs.items():
+            if spec.shape.rank is None:
+                raise UnsupportedError(
+                    "cannot run the SavedModel", where=f"{self.folder.name}, input {name}", expected="a shape of known rank"
+                )
         found = [
             (name, [-1 if d is None else int(d) for d in spec.shape], spec.dtype.name)
             for name, spec in self.specs.items()
