@@ -263,8 +263,8 @@ def _twins(model: SavedModel) -> dict[SourceId, SourceId]:
         listed = [s for s in sources if str(s.key).startswith(_LISTED)]
         for twin in listed:
             near = [s for s in sources if s not in listed and _meet(flow, twin, s)]
-            own = _digest(model, twin) if near else b""
-            found.update({twin.id: s.id for s in near[:1] if _digest(model, s) == own})
+            if near and _digest(model, near[0]) == _digest(model, twin):
+                found[twin.id] = near[0].id
     return found
 
 

@@ -56,7 +56,9 @@ class Session:
         for name, spec in self.specs.items():
             if spec.shape.rank is None:
                 raise UnsupportedError(
-                    "cannot run the SavedModel", where=f"{self.folder.name}, input {name}", expected="a shape of known rank"
+                    "cannot run the SavedModel",
+                    where=f"{self.folder.name}, input {name}",
+                    expected="a shape of known rank",
                 )
         found = [
             (name, [-1 if d is None else int(d) for d in spec.shape], spec.dtype.name)
