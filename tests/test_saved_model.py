@@ -628,7 +628,7 @@ def test_a_bound_on_what_is_not_run_is_not_met_in_silence(folder: Path, tmp_path
     tf.saved_model.save(net, str(tmp_path / "net"), signatures=signatures)
     with pytest.raises(BoundError, match=r"nobody knows whether the bound holds.* no known rank"):
         paring.optimize(tmp_path / "net", "weight-only-int8", output=tmp_path / "out", max_error=0.5)
-    with pytest.raises(InputError, match=r"cannot hold the bound for --max-error 0\.5"):
+    with pytest.raises(InputError, match=r"cannot hold the bound for --max-error:"):
         optimized(folder / "functions", tmp_path / "out", max_error=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["net"]
     result = optimized(folder / "functions", tmp_path / "out", data="absent.npz")

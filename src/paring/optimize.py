@@ -17,7 +17,7 @@ from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.folder import optimize_folder
-from paring.formats import SUFFIXES, load
+from paring.formats import SUFFIXES, check_there, load
 from paring.formats.saved_model.model import SavedModel, is_saved_model
 from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
@@ -106,13 +106,11 @@ def optimize(
     """
     clock = _Clock()
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
-    if isinstance(source, (str, os.PathLike)) and not Path(source).exists():
-        raise InputError("no such model", where=str(source), todo="Check the path")
+    check_there(source)
     if max_error is not None and not verified:
         raise InputError(
-            "cannot hold the bound", where=f"--max-error {max_error:g}", expected="a model that is run", got="--no-verify",
-            todo="Leave one of them out",
-        )  # fmt: skip
+            "cannot hold the bound", where="--max-error", expected="a model that is run", got="--no-verify"
+        )
     if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
         written = optimize_folder(
             source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,
