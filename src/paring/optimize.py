@@ -108,9 +108,7 @@ def optimize(
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
     check_there(source)
     if max_error is not None and not verified:
-        raise InputError(
-            "cannot hold the bound", where="--max-error", expected="a model that is run", got="--no-verify"
-        )
+        raise InputError("cannot hold the bound", where="--max-error", expected="a run to compare", got="--no-verify")
     if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
         written = optimize_folder(
             source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,
