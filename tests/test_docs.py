@@ -56,7 +56,7 @@ def run_command(words: list[str], capsys: pytest.CaptureFixture[str], monkeypatc
 def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatch, request):
     if "delegate_path()" in page.read_text(encoding="utf-8"):
         request.getfixturevalue("native")
-    if "bench_algorithms(" in page.read_text(encoding="utf-8"):
+    if any(call in page.read_text(encoding="utf-8") for call in ("bench_algorithms(", "saved_model.save(")):
         request.getfixturevalue("tensorflow")
     monkeypatch.chdir(tmp_path)
     # Pages call their files alike: what one page's commands import is not there for the next.

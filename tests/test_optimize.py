@@ -95,7 +95,7 @@ def metadata(model: TfliteModel, name: str) -> bytes | None:
 
 
 def test_every_named_recipe_has_its_bounds():
-    assert set(BOUNDS) == set(Recipe.names())
+    assert set(BOUNDS) == set(Recipe.names()) - {"bf16-int8", "bfloat16"}  # for SavedModels: test_saved_model.py
 
 
 @pytest.mark.parametrize("recipe", BOUNDS)

@@ -16,7 +16,9 @@ from paring.decision import CONVERSIONS, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ON
 from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
-from paring.formats import load
+from paring.folder import optimize_folder
+from paring.formats import SUFFIXES, check_there, load
+from paring.formats.saved_model.model import SavedModel, is_saved_model
 from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
@@ -25,7 +27,7 @@ from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
-from paring.outcome import Culprit, Report, Row
+from paring.outcome import VERSION, Culprit, Report, Row
 from paring.plan import activation_input, check, ground, refine
 from paring.recipe import Recipe
 from paring.replay import Replay
@@ -33,7 +35,6 @@ from paring.solve import Solution, requests, solve
 from paring.stages import Stages, run
 from paring.verify import PATH_NAMES, PATHS, Verification, alike, verify
 
-VERSION = "0.1.0"
 SAME = 1e-5  # relative: the same numbers, summed in another order
 
 
@@ -41,7 +42,7 @@ SAME = 1e-5  # relative: the same numbers, summed in another order
 class Result:
     """The optimized model with its report."""
 
-    model: TfliteModel = field(repr=False)
+    model: TfliteModel | SavedModel = field(repr=False)
     report: Report
     plan: Plan = field(repr=False)
     statistics: Statistics | None = field(repr=False, default=None)
@@ -78,7 +79,8 @@ def optimize(
       source: A `.tflite`, `.keras` or `.h5` path, a SavedModel folder, bytes of a .tflite file, or a live Keras model.
       recipe: A recipe's name, file or object.
       data: Samples (see `paring.samples.open_samples`): needed by recipes with static activations, improves others.
-      output: Where to write the model; None to keep it in memory.
+      output: Where to write the model; None to keep it in memory. A SavedModel becomes another one where this names no
+        `.tflite` file, see `paring.folder`.
       statistics: Statistics of an earlier calibration instead of `data`.
       skip: Patterns (name or kind) of operators to leave float.
       only: Patterns of the only operators to touch.
@@ -104,6 +106,15 @@ def optimize(
     """
     clock = _Clock()
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
+    check_there(source)
+    if max_error is not None and not verified:
+        raise InputError("cannot hold the bound", where="--max-error", expected="a run to compare", got="--no-verify")
+    if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
+        written = optimize_folder(
+            source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,
+            overwrite=overwrite, limit=limit, image_range=image_range,
+        )  # fmt: skip
+        return Result(written.model, written.report, written.plan)
     if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:
         raise InputError(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from paring.verify import Verification
 
+VERSION = "0.1.0"  # goes into what is written
+
 
 @dataclass(frozen=True)
 class Row:
@@ -69,7 +71,7 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a model, what it cost, and what running it showed."""
+    """What was done to a model, what it cost, and what running it showed; `kind` is `tflite` or `SavedModel`."""
 
     source: str
     output: str
@@ -83,6 +85,7 @@ class Report:
     samples: int
     seconds: dict[str, float]
     notes: tuple[str, ...] = ()
+    kind: str = "tflite"
 
     @property
     def ratio(self) -> float:

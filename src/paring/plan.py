@@ -40,7 +40,7 @@ def plan(graph: Graph, recipe: Recipe, matched: Mapping[OpId, tuple[Quantize | N
 
 
 def check(recipe: Recipe) -> None:
-    """Refuses what only training knows.
+    """Refuses what only training and SavedModels know.
 
     Raises:
       InputError: A rule wants activations that no kernel for integer weights takes.
@@ -50,7 +50,13 @@ def check(recipe: Recipe) -> None:
             raise InputError(
                 "cannot quantize after training", where=f"rule {number} {rule.describe()} of recipe {recipe.name}",
                 expected="activations float, dynamic, int8 or int16", got="bfloat16",
-                todo="Take this recipe to paring.attach, or other activations",
+                todo="Take this recipe to paring.attach or to a SavedModel, or other activations",
+            )  # fmt: skip
+        if rule.apply is not None and rule.apply.weights == "bfloat16":
+            raise InputError(
+                "cannot quantize to .tflite", where=f"rule {number} {rule.describe()} of recipe {recipe.name}",
+                expected="weights int8, int4 or float16", got="bfloat16, which LiteRT lacks",
+                todo="Take float16, or write a SavedModel (-o FOLDER)",
             )  # fmt: skip
 
 
@@ -175,7 +181,7 @@ def _weights_only(graph: Graph, op: Op, wanted: Quantize, why: str) -> Decision:
         if form in op.demands.versions and form not in op.demands.refuses:
             return Decision(op, DYNAMIC, settings, form, reason)
         no_kernel = f"no fast kernel takes {settings.weights} weights beside float activations"
-        reason = f"{reason}; {op.demands.refuses.get(form, no_kernel)}: converted back on load"
+        reason = f"{reason}; {op.demands.refuses.get(form, no_kernel)}: converted back before use"
     return Decision(op, WEIGHT_ONLY, settings, "float", reason)
 
 

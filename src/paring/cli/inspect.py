@@ -12,6 +12,8 @@ from rich.table import Table
 
 from paring.cli.quantize import JSON, MODEL
 from paring.formats import load
+from paring.formats.saved_model.model import SavedModel, is_saved_model
+from paring.formats.saved_model.view import view as folder_view
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, Op
 from paring.measure.cost import cost
@@ -31,14 +33,13 @@ def inspect(
 ) -> None:
     """Show every operator of a model: shapes, type, parameters, bytes, multiply-adds, zeros; or what zeros gain."""
     chosen = find(target) if target is not None else None
-    opened = load(model)
-    graph = view(opened, densify=True)
     if chosen is not None:
-        _show_gains(model, chosen, gains(graph, chosen.name), as_json)
+        _show_gains(model, chosen, gains(view(load(model), densify=True), chosen.name), as_json)
         return
+    graph, held, parts, signatures = _opened(model)
     rows = [_row(graph, op, zeros) for op in graph.ops]
     if as_json:
-        facts = {"model": model, "bytes": len(opened.data), "signatures": list(entries(opened)), "operators": rows}
+        facts = {"model": model, "bytes": held, "signatures": list(signatures), "operators": rows}
         print(json.dumps(facts, indent=1))
         return
     table = Table(pad_edge=False)
@@ -48,20 +49,32 @@ def inspect(
         share = row["zeros"]
         table.add_row(
             escape(short_name(row["name"], 40)), row["native"], "x".join(str(d) for d in row["shape"]), row["dtype"],
-            f"{row['parameters']:,}", size(row["stored_bytes"]), f"{row['macs']:,}", "" if share is None else f"{share:.0%}",
+            f"{row['parameters']:,}", size(row["stored_bytes"]), "?" if row["macs"] is None else f"{row['macs']:,}",
+            "" if share is None else f"{share:.0%}",
         )  # fmt: skip
     out = console()
     out.print(table)
     own = [
         row for op, row in zip(graph.ops, rows, strict=True) if not op.constant
     ]  # others only unpack what these read
-    total = {k: sum(row[k] for row in own) for k in ("parameters", "macs")}
+    total = {k: sum(row[k] or 0 for row in own) for k in ("parameters", "macs")}
     out.print(
-        f"{len(rows)} operators in {len(opened.subgraphs)} subgraphs, {size(len(opened.data))}, "
+        f"{len(rows)} operators in {parts}, {size(held)}, "
         f"{total['parameters']:,} parameters, {total['macs']:,} multiply-adds"
     )
-    for key, (_, inputs, outputs) in entries(opened).items():
+    for key, (inputs, outputs) in signatures.items():
         out.print(escape(f"signature {key or '(none)'}: {', '.join(inputs)} -> {', '.join(outputs)}"))
+
+
+def _opened(model: str) -> tuple[Graph, int, str, dict[str, tuple[list[str], list[str]]]]:
+    """The graph, its bytes, what it is made of, and inputs and outputs by signature."""
+    if is_saved_model(model):
+        folder = SavedModel.open(model)
+        ends = {key: ([p.name for p in i], [p.name for p in o]) for key, (i, o) in folder.signatures().items()}
+        return folder_view(folder).graph, folder.bytes, f"{len(folder.flow.scopes) - 1} functions", ends
+    opened = load(model)
+    ends = {key: ([*inputs], [*outputs]) for key, (_, inputs, outputs) in entries(opened).items()}
+    return view(opened, densify=True), len(opened.data), f"{len(opened.subgraphs)} subgraphs", ends
 
 
 def _show_gains(model: str, target: Target, rows: list[Gain], as_json: bool) -> None:
@@ -107,6 +120,7 @@ def _row(graph: Graph, op: Op, zeros: bool) -> dict[str, Any]:
         "shape": list(result.shape) if result is not None else [],
         "dtype": f"{dtype} x {'/'.join(sorted(weights))}" if weights and weights != {dtype} else dtype,
         **asdict(cost(graph, op, read=zeros)),
+        **({"macs": None} if weights and result is not None and not result.shape else {}),  # a shape that no file says
     }
 
 

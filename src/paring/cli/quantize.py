@@ -19,7 +19,7 @@ from paring.recipe import IO_TYPES, Recipe
 from paring.report import console, show, to_json
 
 MODEL = typer.Argument(..., help=".tflite, .keras or .h5 file, or a SavedModel folder.")
-OUT = typer.Option(..., "-o", "--output", help="The .tflite file to write.")
+OUT = typer.Option(..., "-o", "--output", help="The .tflite file to write; of a SavedModel also a folder.")
 RECIPE = typer.Option(
     "dynamic-int8", "--recipe", "-r", help="A named recipe (`paring recipes`) or a YAML or JSON file."
 )

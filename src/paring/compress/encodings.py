@@ -75,8 +75,29 @@ FORMS: Mapping[str, Form] = MappingProxyType(
         "int64": Form(64, -(2**63), 2**63 - 1, "int64", *_plain("<i8")),
         "int4": Form(4, -7, 7, "int4", pack_int4, unpack_int4),
         "float16": Form(16, 0, 0, "float16", *_plain("<f2")),
+        "bfloat16": Form(16, 0, 0, "bfloat16", *_plain("<u2")),
     }
 )
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """float32 -> uint16, the upper half of the bits, rounded half to even; what is not a number stays none.
+
+    >>> to_bfloat16(np.array([1.0, 1.00390625, 1.01171875], np.float32)).tolist()
+    [16256, 16256, 16258]
+    """
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def from_bfloat16(codes: np.ndarray) -> np.ndarray:
+    """uint16 bits -> the float32 that they stand for.
+
+    >>> from_bfloat16(np.array([16256], np.uint16)).tolist()
+    [1.0]
+    """
+    return (codes.astype(np.uint32) << 16).view(np.float32)
 
 
 def decode(codes: np.ndarray, grid: Quantization) -> np.ndarray:

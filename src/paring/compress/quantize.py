@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from paring.compress.base import Algorithm, Context, Encoded, Extra
-from paring.compress.encodings import FORMS, decode
+from paring.compress.encodings import FORMS, decode, from_bfloat16, to_bfloat16
 from paring.compress.gram import Gram
 from paring.compress.rounding import ROUNDERS
 from paring.compress.straight import lsq, short, through
@@ -18,7 +18,7 @@ from paring.errors import InputError
 from paring.graph import Quantization
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "weights": ("int8", "int4", "float16", "float"),
+    "weights": ("int8", "int4", "float16", "bfloat16", "float"),
     "activations": ("float", "dynamic", "int8", "int16", "bfloat16"),
     "granularity": ("channel", "tensor", "block"),
     "range": ("minmax", "percentile", "mse"),
@@ -39,7 +39,7 @@ class Quantize(Algorithm):
     """Quantization of one operator.
 
     Attributes:
-      weights: `int8`, `int4`, `float16`, or `float` (leave them).
+      weights: `int8`, `int4`, `float16`, `bfloat16` (in SavedModels only), or `float` (leave them).
       activations: `int8` or `int16` (static: ranges from calibration), `dynamic` (float outside, quantized by the kernel
         at run time), `float` (weight-only: weights are converted back to float before use) or `bfloat16` (in training and in
         SavedModels only).
@@ -160,6 +160,8 @@ class Quantize(Algorithm):
         if self.weights == "float16":
             limit = np.float32(np.finfo(np.float16).max)
             return Encoded(np.clip(weight, -limit, limit).astype(np.float16), "float16", None)
+        if self.weights == "bfloat16":
+            return Encoded(to_bfloat16(weight), "bfloat16", None)
         form = FORMS[self.weights]
         kept = context.grid
         fits = kept is not None and kept.dtype == form.dtype and kept.axis in (None, context.axis) and not kept.block
@@ -215,6 +217,8 @@ class Quantize(Algorithm):
 
     def decode(self, encoded: Encoded) -> np.ndarray:
         """The float32 values that the codes stand for."""
+        if encoded.form == "bfloat16":
+            return from_bfloat16(encoded.values)
         return encoded.values.astype(np.float32) if encoded.grid is None else decode(encoded.values, encoded.grid)
 
     def describe(self) -> str:
@@ -255,6 +259,8 @@ class Quantize(Algorithm):
         if self.weights == "float16":
             limit = float(np.finfo(np.float16).max)
             return through(ops, ops.cast(ops.cast(ops.clip(weight, -limit, limit), "float16"), "float32"), weight)
+        if self.weights == "bfloat16":
+            return through(ops, ops.cast(ops.cast(weight, "bfloat16"), "float32"), weight)
         form, block = FORMS[self.weights], self.granularity == "block"
         rows = ops.reshape(weight, self._rows(weight.shape))
         peak = ops.stop_gradient(ops.max(ops.abs(rows), axis=1, keepdims=True))

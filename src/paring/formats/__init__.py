@@ -32,12 +32,21 @@ def load(source: str | os.PathLike[str] | bytes | Any) -> TfliteModel:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return TfliteModel.parse(memoryview(source))
     if isinstance(source, (str, os.PathLike)):
+        check_there(source)
         path = Path(source)
-        if not path.exists():
-            raise InputError("no such model", where=str(path))
         if path.is_file() and path.suffix not in SUFFIXES[1:]:
             return TfliteModel.open(path)
     return _converted(source)
+
+
+def check_there(source: Any) -> None:
+    """Says that a path leads nowhere, before anything else about it is judged.
+
+    Raises:
+      InputError: There is no such file or folder.
+    """
+    if isinstance(source, (str, os.PathLike)) and not Path(source).exists():
+        raise InputError("no such model", where=str(source))
 
 
 def _converted(source: Any) -> TfliteModel:

@@ -42,6 +42,17 @@ class FrameworkServer(Server):
         self.sessions[name] = self.room.Session(Path(path))
         return {}
 
+    def enter(self, name: str, source: str, signature: str, inputs: list[str], outputs: list[str]) -> dict[str, Any]:
+        """Another signature of a loaded SavedModel, under a name of its own; inputs and outputs in its own order."""
+        del inputs, outputs
+        self.sessions[name] = self.sessions[source].enter(signature)
+        return {}
+
+    def seal(self, path: str) -> dict[str, Any]:
+        """Writes the fingerprint of a SavedModel folder."""
+        session.seal(Path(path))
+        return {}
+
     def describe(self, name: str) -> dict[str, Any]:
         """What a model takes and gives."""
         found: dict[str, Any] = self.sessions[name].describe()

@@ -40,7 +40,8 @@ def cost(graph: Graph, op: Op, *, read: bool = True) -> Cost:
         if op.kind == "conv2d_transpose" and op.demands is not None and op.demands.data:
             # Every input element meets each kernel position of each output channel.
             source = graph.tensors[op.inputs[op.demands.data[0]]]  # type: ignore[index]
-            results, reduced = prod(max(1, d) for d in source.shape), tensor.weight.size // max(1, source.shape[-1])
+            channels = source.shape[-1] if source.shape else 1
+            results, reduced = prod(max(1, d) for d in source.shape), tensor.weight.size // max(1, channels)
         macs += results * reduced if use.reduced else 0
         if read:
             values = tensor.weight.read()

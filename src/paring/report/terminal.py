@@ -73,10 +73,11 @@ def show(report: Report, out: Console, *, every: bool = False) -> None:
     said = ", ".join(f"{n} {mode}" for mode, n in counts.most_common())
     folded = sum(r.mode == CONSTANT for r in report.rows)
     out.print(f"{len(rows)} operators: {said}" + (f" ({folded} more only unpack weights)" if folded else ""))
+    runs = f"runs on TensorFlow Lite {report.runtime or 'newer than all that are known here'} and later"
     out.print(
         f"[bold]{size(report.source_bytes)} -> {size(report.output_bytes)}[/] ({report.ratio:.2f}x, "
-        f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), runs on TensorFlow Lite "
-        f"{report.runtime or 'newer than all that are known here'} and later"
+        f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), "
+        f"{runs if report.kind == 'tflite' else 'runs in stock TensorFlow'}"
     )
     if report.verification is not None:
         show_verification(report.verification, out)

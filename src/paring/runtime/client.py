@@ -239,6 +239,10 @@ class Worker:
         """`inputs` (name, shape, type) and `outputs` (names) of a TensorFlow or Keras model."""
         return self._call("describe", name=name)[0]
 
+    def seal(self, path: str | Path) -> None:
+        """Writes the fingerprint of a SavedModel folder, as TensorFlow does when it saves."""
+        self._call("seal", path=str(path))
+
     def time(self, names: Sequence[str], inputs: Sequence[np.ndarray], rounds: int = 30) -> dict[str, Latency]:
         """Latency of loaded models on one sample, interleaved; the ratio is to the first."""
         message, _ = self._call("time", list(inputs), seconds=600.0, names=list(names), rounds=rounds)

@@ -26,7 +26,7 @@ from paring.graph import Graph, TensorId
 from paring.grids import Propagation
 from paring.measure.evaluate import Evaluation, evaluate
 from paring.measure.metrics import Metric, find_metric
-from paring.optimize import VERSION
+from paring.outcome import VERSION
 from paring.plan import plan
 from paring.recipe import Recipe, Rule
 from paring.solve import requests

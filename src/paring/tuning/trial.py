@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -147,7 +147,8 @@ def make(source: TfliteModel, folder: Path, recipe: Mapping[str, Any]) -> Tflite
     file = folder / STATISTICS
     statistics = Statistics.load(file) if file.exists() else None
     samples = stored(folder / CALIBRATION)
-    return optimize(source, dict(recipe), samples, statistics=statistics, verified=False).model
+    made = optimize(source, dict(recipe), samples, statistics=statistics, verified=False).model
+    return cast(TfliteModel, made)  # as the source is
 
 
 def _measured(model: TfliteModel, source: TfliteModel, metric: Metric | None, folder: Path, name: str) -> Outcome:

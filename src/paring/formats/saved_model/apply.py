@@ -1,0 +1,309 @@
+"""Stores weights in fewer bits: variables change their type and nothing else, and what reads them converts.
+
+A variable keeps its name, handle, key and place in the object graph, so no signature, call or loop changes. Scales are
+constants beside each reader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from dataclasses import field as new
+from typing import Any
+
+import numpy as np
+
+from paring.formats.saved_model.axes import along
+from paring.formats.saved_model.bundle import OBJECTS
+from paring.formats.saved_model.clone import separate
+from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source
+from paring.formats.saved_model.loops import Loops
+from paring.formats.saved_model.model import SavedModel
+from paring.formats.saved_model.operators import ROWS, picked
+from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field
+
+TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16}
+SourceId = tuple[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A weight as it is stored from now on.
+
+    Attributes:
+      form: `int8`, `bfloat16` or `float16`.
+      codes: In the weight's layout; bfloat16 as its bits in uint16.
+      scale: float32 of the weight's rank, 1 in each dimension that shares one; None for floats.
+    """
+
+    form: str
+    codes: np.ndarray = new(repr=False)
+    scale: np.ndarray | None = new(default=None, repr=False)
+
+    @property
+    def type(self) -> int:
+        """TensorFlow's number of the type."""
+        return TYPES[self.form]
+
+    def array(self) -> np.ndarray:
+        """The codes as TensorFlow takes them."""
+        if self.form != "bfloat16":
+            return self.codes
+        from tensorflow import bfloat16
+
+        return self.codes.view(bfloat16.as_numpy_dtype)
+
+
+def apply(
+    model: SavedModel,
+    stored: Mapping[SourceId, Stored],
+    rounded: Iterable[tuple[str, str, tuple[int, ...]]],
+    twins: Mapping[SourceId, SourceId],
+) -> SavedModel:
+    """The model with weights stored anew.
+
+    Args:
+      model: What to change; stays as it is.
+      stored: By weight what it becomes; twins share one.
+      rounded: (function, node, inputs that are weights) of operators that round what they multiply with these to bfloat16.
+      twins: Variables that hold the same as another, which is stored for both.
+    """
+    changed = model.changed()
+    copies = separate(changed, stored.get)
+    originals: dict[str, list[str]] = {}
+    for copy, original in copies.items():
+        originals.setdefault(original, []).append(copy)
+    writer = _Writer(changed, stored)
+    for name, node, weights in rounded:
+        for scope in (writer.flow.scopes[place] for place in (name, *originals.get(name, ()))):
+            writer.round(scope, scope.by_name[node], weights)
+    for source in list(writer.flow.sources.values()):
+        if source.id in stored:
+            writer.store(source, stored[source.id])
+    values: dict[str, Callable[[], Any]] = {}
+    sizes: dict[str, int] = {}
+    for id_, weight in stored.items():
+        source = writer.flow.sources[id_]
+        if source.key is not None:
+            values[source.key], sizes[source.key] = weight.array, weight.codes.nbytes
+    changed.dropped = frozenset(_share(changed, writer.flow, twins, values))
+    changed.values, changed.sizes = values, sizes
+    vars(changed).pop("flow")
+    return changed
+
+
+class _Writer:
+    def __init__(self, model: SavedModel, stored: Mapping[SourceId, Stored]) -> None:
+        self.model, self.stored = model, stored
+        self.flow: Flow = model.flow
+        ends = [end for source in self.flow.sources.values() for end in source.ends]
+        self.places = {id(e): (e.scope, e.node.name if e.node is not None else e.value, e.input) for e in ends}
+        self.done: set[tuple[str, str, int]] = set()
+        self.loops = Loops(self.flow)
+        self.carried: dict[tuple[str, str], str] = {}
+
+    # -- activations -----------------------------------------------------------------------------------------------
+
+    def round(self, scope: Scope, node: Any, weights: tuple[int, ...]) -> None:
+        """Rounds what meets the weights to bfloat16; the product stays float32."""
+        for index in ROWS[node.op].data:
+            kind = field(node, "T").type or field(node, "Tb" if index else "Ta").type  # BatchMatMulV3 has one for each
+            if index not in weights and kind == FLOAT32:
+                short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
+                back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
+                scope.connect(node, index, scope.value(back))
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def store(self, source: Source, stored: Stored) -> None:
+        """Gives a weight its new type, wherever it is made, read, moved, saved and restored."""
+        number = stored.type
+        source.node.attr["dtype"].type = number
+        for _, node in source.reads:
+            node.attr["dtype"].type = number
+        for _, node in (*source.moves, *source.looks):
+            node.attr["T"].type = number
+        for _, node, index in source.saves:
+            node.attr["dtypes"].list.type[index] = number
+        for name, node in source.assigns:
+            self._assign(self.flow.scopes[name], node, source, stored)
+        if source.kind == CONSTANT:
+            from tensorflow import make_tensor_proto
+
+            source.node.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
+        if source.object is not None:
+            variable = self.model.meta.object_graph_def.nodes[source.object].variable
+            variable.dtype, variable.trainable = number, False
+        self._annotate(source, number)
+        for end in source.ends:
+            if (place := self.places[id(end)]) not in self.done:  # twins are read by the same nodes
+                self.done.add(place)
+                self._convert(self.flow.scopes[end.scope], end, source, stored)
+
+    def _annotate(self, source: Source, number: int) -> None:
+        """Arguments may say what type their variable has."""
+        for (name, value), ids in self.flow.handles.items():
+            scope = self.flow.scopes[name]
+            if source.id in ids and scope.function is not None and value in scope.arguments:
+                index = scope.arguments.index(value)
+                if index in scope.function.arg_attr:
+                    attributes = scope.function.arg_attr[index].attr
+                    if "_handle_dtypes" in attributes:
+                        attributes["_handle_dtypes"].list.type[0] = number
+
+    def _assign(self, scope: Scope, node: Any, source: Source, stored: Stored) -> None:
+        """What sets the variable gives its new type: a restore reads it, a first value is rounded."""
+        node.attr["dtype" if source.kind == RESOURCE else "T"].type = stored.type
+        value = node.input[1]
+        maker, index = scope.source(value)
+        if maker is not None and maker.op == "RestoreV2":
+            maker.attr["dtypes"].list.type[index] = stored.type
+            step, _ = scope.maker(value)
+            while step.op == "Identity":
+                step.attr["T"].type = stored.type
+                step, _ = scope.maker(step.input[0])
+            return
+        if self._copies(scope, node, stored):
+            return
+        direct, _ = scope.maker(value)
+        if direct is not None and direct.op == "Const" and len(scope.users[scope.canonical(value)]) == 1:
+            from tensorflow import make_tensor_proto
+
+            direct.attr["dtype"].type = stored.type  # the first value is not the restored one, so it may be that, too
+            direct.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
+            return
+        if stored.scale is not None:
+            inverse = scope.add(f"{node.name}/inverse", "Const", [], dtype=FLOAT32, value=1 / stored.scale)
+            scaled = scope.add(f"{node.name}/scaled", "Mul", [value, scope.value(inverse)], T=FLOAT32)
+            value = scope.value(scope.add(f"{node.name}/rounded", "Round", [scope.value(scaled)], T=FLOAT32))
+        cast = scope.add(f"{node.name}/{stored.form}", "Cast", [value], SrcT=FLOAT32, DstT=stored.type)
+        scope.connect(node, 1, scope.value(cast))
+
+    def _copies(self, scope: Scope, node: Any, stored: Stored) -> bool:
+        """True where one variable's first value is another's, and both are stored alike."""
+        maker, _ = scope.source(node.input[1])
+        if maker is None or maker.op != "ReadVariableOp":
+            return False
+        ids = self.flow.handles.get((scope.name, scope.canonical(maker.input[0])), set())
+        return bool(ids) and all(self.stored.get(id_) is stored for id_ in ids)
+
+    def _convert(self, scope: Scope, end: End, source: Source, stored: Stored) -> None:
+        """Floats, where floats are wanted: the product is scaled where that can be, else the weight."""
+        node = end.node
+        assert source.shape is not None
+        scale = None if stored.scale is None else along(stored.scale, source.shape, end.axes)
+        if node is None:
+            made = self._floats(scope, end.value, [], f"{end.value.split(':')[0]}/float", scale, stored)
+            scope.rename_returned(end.value, made)
+            return
+        if node.op in ("Assign", "AssignVariableOp") and self._copies_into(scope, node, stored):
+            return
+        row = ROWS.get(node.op) if end.use is not None else None
+        axis = picked(scope, node) if row is not None and row.picks else None
+        if axis is not None and (scale is None or scale.shape[axis] > 1 or set(scale.shape[:axis]) <= {1}):
+            self._pick(scope, node, axis, scale, stored)
+            return
+        if (handed := self._before_loop(scope, end, source.shape, stored)) is not None:
+            scope.connect(node, end.input, handed)
+            return
+        held = scope.held(node, end.input) if row is not None else []
+        after = None
+        if row is not None and scale is not None and end.use is not None and end.use.kept is not None:
+            shape = tuple(int(np.prod([source.shape[d] for d in group], dtype=np.int64)) for group in end.axes)
+            after = row.after(node, end.input, scale, shape)
+        if after is None:
+            name = f"{node.name}/weight{end.input}"
+            scope.connect(node, end.input, self._floats(scope, end.value, held, name, scale, stored))
+            return
+        cast = scope.add(f"{node.name}/float", "Cast", [end.value, *held], SrcT=stored.type, DstT=FLOAT32)
+        scope.connect(node, end.input, scope.value(cast))
+        name, take = scope.follow(node, stored.form)
+        factor = scope.constant_node(f"{name}/scale", np.ascontiguousarray(after, np.float32), cast)
+        take(scope.add(name, "Mul", [scope.value(node), factor], T=FLOAT32))
+
+    def _before_loop(self, scope: Scope, end: End, shape: tuple[int, ...], stored: Stored) -> str | None:
+        """What a loop's body reads, converted once before the loop; None where it is read outside of loops."""
+        if (scope.name, end.value) not in self.carried:
+            found = self.loops.around(scope, end.value)
+            if found is None:
+                return None
+            outer, loop, handle = found
+            name = f"{loop.name}/{scope.maker(end.value)[0].name.split('/')[-1]}"
+            read = outer.add(name, "ReadVariableOp", [handle], dtype=stored.type)
+            made = self._floats(outer, outer.value(read), outer.held(loop), f"{name}/weight", stored.scale, stored)
+            self.carried[scope.name, end.value] = self.loops.carry(scope, made, shape)
+        return self.carried[scope.name, end.value]
+
+    def _copies_into(self, scope: Scope, node: Any, stored: Stored) -> bool:
+        ids = self.flow.handles.get((scope.name, scope.canonical(node.input[0])), set())
+        return bool(ids) and all(self.stored.get(id_) is stored for id_ in ids)
+
+    def _floats(
+        self, scope: Scope, value: str, held: list[str], name: str, scale: np.ndarray | None, stored: Stored
+    ) -> str:
+        cast = scope.add(f"{name}/float", "Cast", [value, *held], SrcT=stored.type, DstT=FLOAT32)
+        if scale is None:
+            return scope.value(cast)
+        factor = scope.constant_node(f"{name}/scale", np.ascontiguousarray(scale, np.float32), cast)
+        return scope.value(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
+
+    def _pick(self, scope: Scope, node: Any, axis: int, scale: np.ndarray | None, stored: Stored) -> None:
+        """Rows are picked as they are stored, and then converted."""
+        node.attr["dtype" if node.op == "ResourceGather" else "Tparams"].type = stored.type
+        name, take = scope.follow(node, stored.form)
+        rows = scope.value(node)
+        if scale is None:
+            take(scope.add(name, "Cast", [rows], SrcT=stored.type, DstT=FLOAT32))
+            return
+        cast = scope.add(f"{name}/float", "Cast", [rows], SrcT=stored.type, DstT=FLOAT32)
+        if scale.shape[axis] == 1:
+            factor = scope.constant_node(f"{name}/scale", scale.reshape(scale.shape[axis + 1 :]), node)
+        else:
+            table = scope.constant_node(f"{name}/scales", np.ascontiguousarray(scale), node)
+            place = scope.constant_node(f"{name}/axis", np.asarray(axis, np.int32), node)
+            kind = field(node, "Tindices").type
+            picked_scale = scope.add(
+                f"{name}/scale", "GatherV2", [table, node.input[1], place], Tparams=FLOAT32, Tindices=kind, Taxis=INT32
+            )
+            factor = scope.value(picked_scale)
+        take(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
+
+
+def _share(
+    model: SavedModel, flow: Flow, twins: Mapping[SourceId, SourceId], values: dict[str, Callable[[], Any]]
+) -> list[str]:
+    """Stores twins once: restores read one key, and both object graphs know one object. Gives the keys that go."""
+    pairs = [(flow.sources[a], flow.sources[b]) for a, b in twins.items()]
+    keys = {str(twin.key): str(kept.key) for twin, kept in pairs}
+    if not keys:
+        return []
+    from tensorflow import make_tensor_proto
+
+    renamed = {twin.encode(): kept.encode() for twin, kept in keys.items()}
+    for scope in flow.scopes.values():
+        for node in scope.nodes:
+            if node.op == "RestoreV2" and (old := scope.constant(node.input[1])) is not None:
+                names, _ = scope.source(node.input[1])
+                found = [renamed.get(name, name) for name in old.reshape(-1)]
+                names.attr["value"].tensor.CopyFrom(make_tensor_proto(found))
+    saved, checkpoint = model.meta.object_graph_def, model.object_graph()
+    for twin, kept in pairs:
+        assert twin.object is not None and kept.object is not None
+        for graph in (saved, checkpoint):
+            for parent in graph.nodes:
+                for child in parent.children:
+                    if child.node_id == twin.object:
+                        child.node_id = kept.object
+        for function in saved.concrete_functions.values():
+            for place, number in enumerate(function.bound_inputs):
+                if number == twin.object:
+                    function.bound_inputs[place] = kept.object
+        checkpoint.nodes[twin.object].Clear()
+        empty = saved.nodes[twin.object]
+        empty.Clear()
+        empty.user_object.identifier = "_generic_user_object"
+        empty.user_object.version.producer = empty.user_object.version.min_consumer = 1
+    values[OBJECTS] = checkpoint.SerializeToString
+    for key in keys:
+        values.pop(key, None)
+    return list(keys)
