@@ -68,6 +68,17 @@ def test_the_file_gives_what_predict_gave_bit_for_bit(trained: tuple[Any, np.nda
     assert len(np.unique(shown)) > 20  # not a constant
 
 
+def positions() -> Any:
+    class Positions(keras.layers.Layer):  # type: ignore[name-defined, misc]
+        def build(self, shape: Any) -> None:
+            self.table = self.add_weight(shape=shape[1:], initializer="random_normal", name="table")
+
+        def call(self, x: Any) -> Any:
+            return x + self.table
+
+    return Positions(name="positions")
+
+
 def test_affine_layers_separable_convolutions_lone_normalization_and_pools_beside_each_other(tmp_path: Path):
     from ai_edge_litert.interpreter import Interpreter
 
@@ -76,7 +87,7 @@ def test_affine_layers_separable_convolutions_lone_normalization_and_pools_besid
     inputs = keras.Input((8, 8, 3))
     x = layers.Normalization(mean=[0.5, -0.4, 0.3], variance=[1.5, 2.0, 0.7])(layers.Rescaling(0.9)(inputs))
     x = layers.Normalization(mean=[0.0, 0.0, 0.0], variance=[1.0, 1.0, 1.0])(x)  # does nothing
-    x = layers.ReLU()(layers.Conv2D(8, 3)(x))  # read twice: its grid is not that of the averages on it
+    x = layers.ReLU()(positions()(layers.Conv2D(8, 3)(x)))  # read twice: its grid is not that of the averages on it
     y = layers.BatchNormalization()(layers.SeparableConv2D(8, 3, padding="same", use_bias=False, depth_multiplier=2)(x))
     x = layers.Add()([layers.AveragePooling2D(3, 1, "same")(x), y])
     x = layers.Concatenate()([layers.Activation("relu")(layers.BatchNormalization()(x)), layers.Activation("relu")(x)])
