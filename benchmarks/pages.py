@@ -31,9 +31,10 @@ Every technique works on a fresh model: `attach`, three training steps, saving, 
 inference on default kernels. **QAT** is int8 in training; **pruning** (half of the weights zero) and **clustering** (16 values
 per output channel) are exported as float and then quantized to int8; the **chain** is all three in one recipe. Zeros and
 distinct values are counted in the written int8 file. The file must compute what the deployed Keras model does: float files to a
-thousandth of the output's spread (root mean square), QAT and chain to a tenth of it, one step of the output's grid, or what
-LiteRT's builtin kernels make of the same file, whichever is more (deep random networks carry single roundings far). Cells say
-which share of the values is within one step where the output has a grid, and the seconds, on a machine that was busy otherwise.
+thousandth of the output's spread (root mean square), QAT and chain to a tenth of it, one step of the output's grid, or twice
+what LiteRT's builtin kernels make of the same file or Keras itself of inputs moved by a millionth, whichever is more (deep
+random networks carry single roundings far). Cells say which share of the values is within one step where the output has a
+grid, and the seconds, on a machine that was busy otherwise.
 """
 
 
