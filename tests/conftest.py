@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -39,6 +41,17 @@ def need_module(thing: str, module: str, reason: str) -> ModuleType:
         # Other people's deprecations at import are not ours to fail on.
         warnings.simplefilter("ignore")
         return importlib.import_module(module)
+
+
+@pytest.fixture(autouse=True)
+def _modules_of_a_test_end_with_it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What commands import from a test's folder is not there for the next, which may call its own file alike."""
+    before, path, base = set(sys.modules), [*sys.path], tmp_path_factory.getbasetemp()
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - before:
+        if base in Path(getattr(sys.modules[name], "__file__", None) or "/").parents:
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

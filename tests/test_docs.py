@@ -15,7 +15,6 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 ELSEWHERE = ("make", "python3", ".venv/bin/pip", ".venv/bin/paring", "pip", "python")
-WRITTEN = re.compile(r"^# (\S+\.(?:yaml|py))\n", re.M)
 BLOCK = re.compile(r"^( *)```(console|yaml|python)\n(.*?)^\1```$", re.M | re.S)
 
 
@@ -59,12 +58,6 @@ def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatc
     if any(call in page.read_text(encoding="utf-8") for call in ("bench_algorithms(", "saved_model.save(")):
         request.getfixturevalue("tensorflow")
     monkeypatch.chdir(tmp_path)
-    # Pages call their files alike: what one page's commands import is not there for the next.
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    for name in {
-        file.stem for other in PAGES for file in map(Path, WRITTEN.findall(other.read_text(encoding="utf-8")))
-    }:
-        monkeypatch.delitem(sys.modules, name, raising=False)
     for kind, text in blocks(page):
         if kind != "console" and (name := re.match(r"# (\S+\.(?:yaml|py))\n", text)):
             Path(name[1]).write_text(text, encoding="utf-8")

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 from paring.calibration import Statistics, TensorStatistics
 from paring.compress import weights as chunks
 from paring.compress.base import Context, Moments, per_input
-from paring.compress.encodings import FORMS, decode, pack_int4, unpack_int4
+from paring.compress.encodings import FORMS, decode, from_bfloat16, pack_int4, to_bfloat16, unpack_int4
 from paring.compress.quantize import Quantize
 from paring.compress.weights import encode
 from paring.errors import InputError
@@ -92,13 +92,21 @@ def test_packed_int4_unpacks_to_the_same_codes(codes):
     assert np.array_equal(unpack_int4(packed, codes.size), codes)
 
 
-@pytest.mark.parametrize("name", [n for n in FORMS if n != "float16"])
+@pytest.mark.parametrize("name", [n for n in FORMS if n not in ("float16", "bfloat16")])
 def test_every_storage_form_unpacks_what_it_packs(name):
     form = FORMS[name]
     codes = np.array([form.low, -1, 0, 1, form.high], form.dtype if form.bits > 4 else np.int8)
     raw = form.pack(codes)
     assert raw.nbytes == -(-codes.size * form.bits // 8)
     assert np.array_equal(form.unpack(raw, codes.size), codes)
+
+
+def test_bfloat16_is_the_upper_half_of_the_bits():
+    values = np.array([0.0, -1.0, 0.1, 3e38, -1e-9], np.float32)
+    form, codes = FORMS["bfloat16"], to_bfloat16(values)
+    raw = form.pack(codes)
+    assert raw.nbytes == 2 * codes.size and np.array_equal(form.unpack(raw, codes.size), codes)
+    np.testing.assert_allclose(from_bfloat16(codes), values, rtol=2**-8)
 
 
 def test_float16_keeps_what_it_can_and_clips_the_rest():
