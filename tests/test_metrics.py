@@ -27,7 +27,6 @@ def user(tmp_path, monkeypatch):
     """Writes `own.py`, a module of the user's in the working folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.delitem(sys.modules, "own", raising=False)
 
     def write(text: str) -> None:
         Path("own.py").write_text(text, encoding="utf-8")

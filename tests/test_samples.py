@@ -341,9 +341,6 @@ def module(tmp_path, monkeypatch):
         "value = 3\n"
     )
     (tmp_path / "feed_broken.py").write_text("import feed_absent_helper\n")
-    yield
-    for name in ("feed_mine", "feed_broken"):
-        sys.modules.pop(name, None)
 
 
 def test_module_function(module):

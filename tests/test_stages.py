@@ -72,8 +72,7 @@ def own(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(OWN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield tmp_path
-    sys.modules.pop("mine", None)
+    return tmp_path
 
 
 def codes(model: TfliteModel) -> dict[str, np.ndarray]:

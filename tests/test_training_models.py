@@ -212,3 +212,21 @@ def test_dicts_lists_and_several_outputs(tmp_path: Path) -> None:
         assert [v.shape for v in values(model(batch, training=training))] == [(16, 2), (16, 3)]
     result = paring.export(model, tmp_path / "m.tflite")
     assert result.model is not None and (tmp_path / "m.tflite").exists()
+
+
+def test_attaching_does_not_run_code_that_writes() -> None:
+    class Counted(keras.layers.Layer):  # type: ignore[name-defined, misc]
+        def build(self, shape: Any) -> None:
+            self.table = self.add_weight(shape=shape[1:], name="table")
+            self.calls = self.add_weight(shape=(), initializer="zeros", trainable=False, name="calls")
+
+        def call(self, x: Any) -> Any:
+            self.calls.assign_add(1.0)
+            return x + self.table
+
+    inputs = keras.Input((8,))
+    counted = Counted()
+    model = keras.Model(inputs, layers().Dense(2)(counted(inputs)))
+    before = float(counted.calls)
+    paring.attach(model, {"version": 1, "rules": [{"kind": "*", "apply": {"sparsify": {"sparsity": 0.5}}}]})
+    assert float(counted.calls) == before

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -31,7 +30,7 @@ from paring.formats.saved_model.model import SavedModel, folder_bytes
 from paring.formats.saved_model.operators import ROWS
 from paring.formats.saved_model.view import View, kept_of, values, view
 from paring.graph import OpId
-from paring.outcome import VERSION, Report, Row
+from paring.outcome import VERSION, Clock, Report, Row
 from paring.plan import ground, plan
 from paring.recipe import Recipe
 
@@ -76,16 +75,15 @@ def optimize_folder(
         )  # fmt: skip
     check_recipe(recipe)
     target = _check_target(Path(source), Path(output), overwrite)
-    seconds: dict[str, float] = {}
-    clock = _clock(seconds)
+    clock = Clock()
     model = SavedModel.open(source)
     seen = view(model)
-    clock("load")
+    clock.mark("load")
     twins = _twins(model)
     made = _settled(plan(seen.graph, recipe), seen, twins)
-    clock("plan")
+    clock.mark("plan")
     stored, notes = _stored(model, seen, made, twins)
-    clock("encode")
+    clock.mark("encode")
     rounded = [
         (*seen.places[d.op.id], tuple(use.input for use in seen.uses[d.op.id]))
         for d in made.decisions
@@ -97,11 +95,11 @@ def optimize_folder(
     verification = None
     try:
         changed.save(part)
-        clock("save")
+        clock.mark("save")
         if verified:
             verification = beside(model, part, data, limit=limit, image_range=image_range)
             judge(verification, max_error)
-            clock("verify")
+            clock.mark("verify")
         elif data is not None:
             notes.append("the data was not read: it serves to compare the outputs, which --no-verify leaves out")
         size = folder_bytes(part)
@@ -110,7 +108,7 @@ def optimize_folder(
         shutil.rmtree(part, ignore_errors=True)
     report = Report(
         source=str(source), output=str(target), recipe=recipe.name, source_bytes=model.bytes, output_bytes=size,
-        rows=tuple(_rows(made, seen)), culprits=(), verification=verification, runtime=None, samples=0, seconds=seconds,
+        rows=tuple(_rows(made, seen)), culprits=(), verification=verification, runtime=None, samples=0, seconds=clock.seconds,
         notes=(*notes, *(verification.notes if verification is not None else ())), kind="SavedModel",
     )  # fmt: skip
     return Written(changed, report, made)
@@ -169,16 +167,6 @@ def _replace(part: Path, target: Path) -> None:
         os.rename(old, target)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _clock(seconds: dict[str, float]) -> Any:
-    last = [time.perf_counter()]
-
-    def mark(name: str) -> None:
-        now = time.perf_counter()
-        seconds[name], last[0] = now - last[0], now
-
-    return mark
 
 
 # -- planning ------------------------------------------------------------------------------------------------------

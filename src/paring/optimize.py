@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from paring.formats.tflite.versions import oldest_runtime
 from paring.formats.tflite.view import view
 from paring.graph import Graph, TensorId
 from paring.loops import witnessed
-from paring.outcome import VERSION, Culprit, Report, Row
+from paring.outcome import VERSION, Clock, Culprit, Report, Row
 from paring.plan import activation_input, check, ground, refine
 from paring.recipe import Recipe
 from paring.replay import Replay
@@ -104,7 +103,7 @@ def optimize(
     >>> result.report.ratio < 0.4
     True
     """
-    clock = _Clock()
+    clock = Clock()
     chosen = Recipe.load(recipe if isinstance(recipe, (str, Recipe, dict)) else str(recipe)).restricted(skip, only)
     check_there(source)
     if max_error is not None and not verified:
@@ -195,17 +194,6 @@ def optimize(
         ),
     )
     return Result(changed, report, made, found)
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def mark(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
-        self._last = now
 
 
 def check_target(output: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:

@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from paring.verify import Verification
 
 VERSION = "0.1.0"  # goes into what is written
+
+
+class Clock:
+    """Seconds of the steps of a run, by name.
+
+    Attributes:
+      seconds: What each step took; one that comes again adds up.
+    """
+
+    def __init__(self) -> None:
+        """Starts the first step."""
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def mark(self, name: str) -> None:
+        """A step ends, and the next begins."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import keras
+import numpy as np
 
 from paring.training.layouts import name_of
 
@@ -44,7 +45,7 @@ _OPERATIONS = {
     "HardSigmoid": "hard_sigmoid", "HardSilu": "hard_silu",
 }  # fmt: skip
 _INNER = {"SeparableConv1D": 1, "SeparableConv2D": 1, "attention": 3}
-_AFFINE = {"Rescaling": ("scale", "offset"), "Normalization": ("variance", "mean")}
+_AFFINE = ("Rescaling", "Normalization")
 ATTENTION = ("MultiHeadAttention", "GroupedQueryAttention")
 ACTIVE = ("Activation", *_OPERATIONS, "ReLU")
 
@@ -197,7 +198,8 @@ class _Placer:
             self.found.source[op] = self.at.get(node.inputs[0])
         activation = activation_of(op)
         read = [self.at.get(v) for v in node.inputs]
-        if name in _KEEP or (name == "Activation" and activation == "linear") or not _affine(op, name) or _of_one(node):
+        nothing = (name == "Activation" and activation == "linear") or (name in _AFFINE and not affine(op))
+        if name in _KEEP or nothing or _of_one(node):
             self.at.update(dict.fromkeys(node.outputs, first))
             return
         whole = name in _AFFINE or (name in SUMS and len(read) <= 2)
@@ -231,13 +233,14 @@ class _Placer:
             if name not in ACTIVE and (activation not in _PLAIN or (name in _TRANSPOSED and activation != "linear")):
                 self.found.before.setdefault(op, Site(f"{node.path}/before", wide))
         known = self.found.outputs.get(op)
-        alike = (type(op).__name__ in ACTIVE, activation, node.inputs)  # the converter makes them one
-        known = self.alike.get(alike) if known is None and alike[0] else known
+        twin = (activation, node.inputs) if type(op).__name__ in ACTIVE else None  # the converter makes them one
+        known = known or self.alike.get(twin)
         if known is None:
             fixed = fixed_range(activation, wide) if self.bits(op) else None
             known = [Site(f"{node.path}/{k}" if k else node.path, wide, fixed if k == 0 else None) if v in self.reals else None
                      for k, v in enumerate(node.outputs)]  # fmt: skip
-        self.alike.setdefault(alike, known)
+        if twin is not None:
+            self.alike[twin] = known
         if name in _JOINED and known[0] is not None:
             for other in (self.at.get(v) for v in node.inputs):
                 if other is not None and other.fixed is None and other.root() is not known[0].root():
@@ -268,7 +271,7 @@ class _Placer:
         if name in SUMS:
             count = max(0, len(node.inputs) - 2)
         elif name in _AFFINE:
-            count = _affine(op, name) - 1
+            count = len(affine(op)) - 1
         if not wide or node.outputs[0] not in self.reals:
             return
         for step in range(len(self.found.inside.get(op, ())), count):
@@ -295,12 +298,24 @@ def _of_one(node: Any) -> bool:
     return all(size == 1 for size in spatial)
 
 
-def _affine(op: Any, name: str) -> int:
-    """How many of its two steps a rescaling has in the file: the converter drops a factor of 1 and a shift of 0."""
-    if name not in _AFFINE:
-        return 2
-    factor, shift = (keras.ops.convert_to_numpy(getattr(op, attribute)) for attribute in _AFFINE[name])
-    return int((factor != 1).any()) + int((shift != 0).any())
+def affine(layer: Any) -> list[tuple[str, np.ndarray]]:
+    """The steps of a rescaling or a normalization in the file, which has none for a factor of 1 or a shift of 0.
+
+    Returns:
+      Names of the operations, and float32 numbers that they take.
+    """
+
+    def numbers(value: Any) -> np.ndarray:
+        return np.asarray(keras.ops.convert_to_numpy(value), np.float32)
+
+    if name_of(layer) == "Rescaling":
+        steps = [("multiply", numbers(layer.scale)), ("add", numbers(layer.offset))]
+    else:
+        mean = numbers(layer.mean)
+        deviation = np.maximum(np.sqrt(numbers(layer.variance)), np.float32(keras.config.epsilon()))
+        inverse = [("multiply", deviation), ("add", mean)]
+        steps = inverse if layer.invert else [("subtract", mean), ("multiply", 1 / deviation)]
+    return [(name, values) for name, values in steps if (values != (1 if name == "multiply" else 0)).any()]
 
 
 def _normalizes(follower: Any, op: Any) -> bool:

@@ -14,15 +14,20 @@ from paring.compress.straight import through
 from paring.grids import activation_grid
 from paring.training.attachment import NORMAL, Attachment
 from paring.training.layouts import name_of
-from paring.training.sites import Site, activation_of, fixed_range
+from paring.training.sites import Site, activation_of, affine, fixed_range
 
 Call = Callable[..., Any]
 
 
+def _around(attachment: Attachment, op: Any) -> tuple[Site | None, Site | None]:
+    """The grids that an activation reads and writes."""
+    sites = attachment.sites
+    return sites.before.get(op) or sites.reads.get(op, (None,))[0], (sites.outputs.get(op) or (None,))[0]
+
+
 def _silu(attachment: Attachment, op: Any, gate: Site, x: Any) -> Any:
-    share, sites = attachment.at(gate, ops.sigmoid(x)), attachment.sites
-    read, sinks = sites.before.get(op) or sites.reads.get(op, (None,))[0], sites.outputs.get(op) or (None,)
-    return _exact(attachment, x * share, (x, share), (read, gate), sinks[0], _product)
+    share, (read, sink) = attachment.at(gate, ops.sigmoid(x)), _around(attachment, op)
+    return _exact(attachment, x * share, (x, share), (read, gate), sink, _product)
 
 
 def _hard_sigmoid(attachment: Attachment, op: Any, gate: Site, x: Any) -> Any:
@@ -30,9 +35,8 @@ def _hard_sigmoid(attachment: Attachment, op: Any, gate: Site, x: Any) -> Any:
 
 
 def _hard_silu(attachment: Attachment, op: Any, x: Any) -> Any:
-    sites = attachment.sites
-    read, sinks = sites.before.get(op) or sites.reads.get(op, (None,))[0], sites.outputs.get(op) or (None,)
-    return _exact(attachment, ops.hard_silu(x), (x,), (read,), sinks[0], _hard_swish)
+    read, sink = _around(attachment, op)
+    return _exact(attachment, ops.hard_silu(x), (x,), (read,), sink, _hard_swish)
 
 
 def _separable(attachment: Attachment, layer: Any, inside: list[Site], x: Any, *, between: Call | None = None) -> Any:
@@ -54,27 +58,11 @@ def _affine(attachment: Attachment, layer: Any, inside: list[Site], x: Any) -> A
     sites = attachment.sites
     read, sink = sites.reads.get(layer, (None,))[0], sites.sink(layer)
     x, between = ops.cast(x, layer.compute_dtype), [*inside, sink]
-    for (operation, arithmetic, values), made in zip(_kernels(layer), between, strict=True):
-        exact = _exact(attachment, operation(x, ops.cast(values, x.dtype)), (x, values), (read,), made, arithmetic)
+    for (name, values), made in zip(affine(layer), between, strict=True):
+        plain = getattr(ops, name)(x, ops.cast(values, x.dtype))
+        exact = _exact(attachment, plain, (x, values), (read,), made, _ARITHMETIC[name])
         x, read = exact if made is sink else attachment.at(made, exact), made
     return x
-
-
-def _kernels(layer: Any) -> list[tuple[Call, Call, np.ndarray]]:
-    """Its steps in the file, which has none for a factor of 1 or a shift of 0: operation, that of codes, and what with."""
-
-    def numbers(value: Any) -> np.ndarray:
-        return np.asarray(ops.convert_to_numpy(value), np.float32)
-
-    if name_of(layer) == "Rescaling":
-        steps = [(ops.multiply, _product, numbers(layer.scale)), (ops.add, _sum, numbers(layer.offset))]
-    else:
-        mean = numbers(layer.mean)
-        deviation = np.maximum(np.sqrt(numbers(layer.variance)), np.float32(keras.config.epsilon()))
-        steps = [(ops.subtract, _difference, mean), (ops.multiply, _product, 1 / deviation)]
-        if layer.invert:
-            steps = [(ops.multiply, _product, deviation), (ops.add, _sum, mean)]
-    return [step for step in steps if (step[2] != (1 if step[1] is _product else 0)).any()]
 
 
 def attention(
@@ -157,7 +145,7 @@ def _table(variable: Any) -> tuple[Any, Any]:
 
 def combined(attachment: Attachment, op: Any, sites: Sequence[Site], run: Call) -> Call:
     """The sum or product of two values, or of one and a number."""
-    arithmetic = _sum if name_of(op) == "Add" else _product
+    arithmetic = _ARITHMETIC[name_of(op).lower()]
 
     def made(*args: Any, **kwargs: Any) -> Any:
         flat = keras.tree.flatten(args)
@@ -184,6 +172,9 @@ def _difference(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
 def _product(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:
     """One float32 factor, and half to even."""
     return ops.round(codes[0] * codes[1] * (scales[0] * scales[1] / step))
+
+
+_ARITHMETIC = {"add": _sum, "subtract": _difference, "multiply": _product}
 
 
 def _hard_swish(codes: Sequence[Any], scales: Sequence[Any], step: Any) -> Any:

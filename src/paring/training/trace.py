@@ -147,6 +147,8 @@ def _custom(op: Any) -> bool:
     """True for a layer of a user's own that has weights and no layers; it is opened where it only adds or multiplies them."""
     if not isinstance(op, keras.layers.Layer) or op._layers or not op._trainable_variables:
         return False
+    if op._non_trainable_variables:  # to trace its code might write them
+        return False
     return not type(op).__module__.startswith("keras.")
 
 
