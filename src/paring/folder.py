@@ -28,6 +28,7 @@ from paring.formats.saved_model.apply import Place, SourceId, Stored, apply
 from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.flow import SMALL, Source
 from paring.formats.saved_model.model import SavedModel, folder_bytes
+from paring.formats.saved_model.native import check_library
 from paring.formats.saved_model.view import View, kept_of, view
 from paring.outcome import Clock, Report, Row
 from paring.recipe import Recipe
@@ -74,6 +75,8 @@ def optimize_folder(
     target = _check_target(Path(source), Path(output), overwrite)
     clock = Clock()
     model = SavedModel.open(source)
+    if runtime == "native" and verified:
+        check_library(target)
     seen = view(model)
     clock.mark("load")
     twins = twins_of(model)

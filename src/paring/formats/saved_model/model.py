@@ -19,6 +19,7 @@ from typing import Any
 from paring.errors import InputError, UnsupportedError
 from paring.formats.saved_model.bundle import OBJECTS, Bundle, train_size, write
 from paring.formats.saved_model.flow import Flow
+from paring.formats.saved_model.native import register
 from paring.formats.saved_model.scope import NAMES, Scope, definition, scopes
 
 PROTO, CHUNKED, FINGERPRINT = "saved_model.pb", "saved_model.cpb", "fingerprint.pb"
@@ -83,6 +84,7 @@ class SavedModel:
                 "cannot read the SavedModel", where=str(folder), expected="saved_model.pb", got="saved_model.pbtxt"
             )
         _import_quietly()
+        register(folder)
         from google.protobuf.message import DecodeError
         from tensorflow.core.protobuf import saved_model_pb2
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import prod
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paring.errors import ParingError, UnsupportedError
 from paring.formats.saved_model.axes import MOVES, Axes
 from paring.formats.saved_model.flow import Flow, Source, Use
 from paring.formats.saved_model.operators import ROWS
@@ -69,6 +73,35 @@ class Seat:
         """A variable's values as [inputs, outputs], inputs of a kernel in the order height, width, channel."""
         order = [*self.order, *(d for d in range(weight.ndim) if d not in self.order)]  # the rest has size 1
         return np.ascontiguousarray(weight.transpose(order)).reshape(-1, prod(self.shape[o] for o in self.outs))
+
+
+def register(folder: Path) -> None:
+    """Loads paring's operators into TensorFlow, where a SavedModel has any.
+
+    Raises:
+      UnsupportedError: Their library is not there.
+    """
+    file = folder / "saved_model.pb"
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        if content.find(NATIVE.encode()) >= 0:
+            check_library(folder)
+
+
+def check_library(folder: Path) -> None:
+    """Loads paring's operators into TensorFlow.
+
+    Raises:
+      UnsupportedError: Their library is not there.
+    """
+    try:
+        import_module("paring.tensorflow")
+    except ParingError as error:
+        raise UnsupportedError(
+            "the SavedModel has paring's operators", where=str(folder), expected="the library that brings them",
+            got=str(error).rstrip("."), todo="Or write the model with --runtime portable, for stock TensorFlow",
+        ) from error  # fmt: skip
 
 
 def seat(flow: Flow, source: Source, use: Use) -> Seat | str:
@@ -316,7 +349,8 @@ def put(
         take(scope.add(name, "Reshape", [scope.value(node), shape], T=place.type, Tshape=INT32))
         if known is not None:
             del node.attr["_output_shapes"]
-    scope.dropped(place.moves)
+    # Collections of TensorFlow 1 name what a variable is read as.
+    scope.dropped(m for m in place.moves if scope.name or m.op != "Identity" or m.input[0] != place.root)
 
 
 def _attributes(
