@@ -88,6 +88,11 @@ def optimize_folder(
     made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None)
     clock.mark("plan")
     stored, notes = _stored(model, seen, made, twins, behind, packing)
+    if behind.zeros and packing is None:
+        notes.append(
+            "stock TensorFlow multiplies with zeros and stores them: nothing gets faster, and smaller only in an archive "
+            "(--runtime native leaves them out)"
+        )
     places: Mapping[Place, bool] = {}
     if packing is not None:
         found = natives(model, seen, made, stored)

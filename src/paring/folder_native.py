@@ -151,7 +151,7 @@ NEEDED = "import paring.tensorflow before it is loaded, or call tf.load_op_libra
 def told(places: Mapping[Place, bool]) -> list[str]:
     """What a report says of the runtime."""
     if not places:
-        return ["no operator is native, so stock TensorFlow runs the model: the table says why"]
+        return ["no operator is paring's own, so stock TensorFlow runs the model: these read int8, int4 and mostly zeros"]
     return [f"{len(places)} operators are paring's own: {NEEDED}"]
 
 
@@ -187,7 +187,7 @@ def natives(model: SavedModel, seen: View, made: Plan, stored: Mapping[SourceId,
             continue
         dynamic = d.settings is not None and d.settings.activations == "dynamic" and words[0] == "sparse int8"
         places |= {(use.scope, use.node, use.input): dynamic for use, _, it in kept if not isinstance(it, str)}
-        form = words[0] if d.settings is None else shown(d.op, d.settings, words[0])
+        form = "sparse" if d.settings is None else shown(d.op, d.settings, words[0])
         reason = d.reason
         if why:
             reason = f"{reason}; stock operators: {why[0]}"

@@ -149,7 +149,7 @@ class _Builder:
         if place not in self.numbers:
             id_ = (-1, len(self.numbers))
             shape, dtype = source.shape or (), NAMES.get(source.dtype, "float32")
-            size = source.size * {"float64": 8, "float16": 2, "bfloat16": 2}.get(dtype, 4)
+            size = source.size * {"float64": 8, "float16": 2, "bfloat16": 2, "int8": 1}.get(dtype, 4)
             weight = Weight(shape, dtype, dtype, size, _reader(self.model, source), origin=id_[1])
             self.numbers[place], self.tensors[id_] = id_, Tensor(id_, source.name, shape, dtype, weight=weight)
         return self.numbers[place]
