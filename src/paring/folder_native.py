@@ -151,7 +151,9 @@ NEEDED = "import paring.tensorflow before it is loaded, or call tf.load_op_libra
 def told(places: Mapping[Place, bool]) -> list[str]:
     """What a report says of the runtime."""
     if not places:
-        return ["no operator is paring's own, so stock TensorFlow runs the model: these read int8, int4 and mostly zeros"]
+        return [
+            "no operator is paring's own, so stock TensorFlow runs the model: these read int8, int4 and mostly zeros"
+        ]
     return [f"{len(places)} operators are paring's own: {NEEDED}"]
 
 

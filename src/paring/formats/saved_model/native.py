@@ -40,6 +40,7 @@ class Seat:
       outs: Those that the result has, in its order; what is in neither is a dimension of the batch.
       axes: The variable's dimensions in the operand.
       shape: Of the operand.
+      rank: Of the variable.
       moves: Nodes between the variable and the operator.
     """
 
@@ -52,6 +53,7 @@ class Seat:
     outs: tuple[int, ...]
     axes: Axes
     shape: tuple[int, ...]
+    rank: int
     moves: tuple[Any, ...] = ()
 
     @property
@@ -131,7 +133,7 @@ def seat(flow: Flow, source: Source, use: Use) -> Seat | str:
     way = _way(flow, scope, source, node.input[use.input], type_)
     if way is None:
         return "its weights are floats before they come here"
-    return Seat(op, type_, *way[:2], data, sums, outs, use.axes, shape, way[2])
+    return Seat(op, type_, *way[:2], data, sums, outs, use.axes, shape, len(source.shape), way[2])
 
 
 def _way(
@@ -252,18 +254,21 @@ _FORMS = {
 
 def dense(place: Seat) -> str:
     """Why int8 weights in the variable's own layout cannot be read here; empty where they can."""
-    if _turned(place) is None and place.operand is None:
+    if _turned(place) is not None:
+        return ""
+    if place.operand is None:
         return "its weights are floats before they are moved"
-    if _turned(place) is None and place.flat and place.op == "MatMul" and not _whole(place):
-        return "its weights lie in another order"
-    return ""
+    return "" if not place.flat or _whole(place) else "its weights lie in another order"
 
 
 def _turned(place: Seat) -> bool | None:
-    """For a matrix that is read as it is stored: whether its outputs come first; None where it is none."""
-    if place.op != "MatMul" or len(place.shape) != 2 or [len(group) for group in place.axes] != [1, 1]:
+    """For weights that are read as they are stored, or in another shape: whether outputs come first; None where they are not."""
+    sums, outs = ([d for o in group for d in place.axes[o]] for group in (place.sums, place.outs))
+    if not place.flat:
         return None
-    return place.order[0] > place.order[1] if sorted(place.order) == [0, 1] else None
+    if sums + outs == sorted(sums + outs):
+        return False
+    return True if place.op == "MatMul" and outs + sums == sorted(sums + outs) else None
 
 
 def _whole(place: Seat) -> bool:
@@ -324,18 +329,16 @@ def put(
     maker, _ = scope.maker(place.root)
     matrix = place.op == "MatMul" and place.flat
     rows, outputs = (prod(place.shape[o] for o in group) for group in (place.sums, place.outs))
-    if not packed and (turned := _turned(place)) is not None:
-        transposed = turned
-    elif not packed:
-        assert place.operand is not None
-        weights, transposed = place.operand, place.op == "MatMul" and place.sums > place.outs
-        if matrix and len(place.shape) > 2:
-            shape = scope.constant_node(
-                f"{node.name}/matrix_shape",
-                np.array([outputs, rows] if transposed else [rows, outputs], np.int32),
-                maker,
-            )
-            weights = scope.value(scope.add(f"{node.name}/matrix", "Reshape", [weights, shape], T=INT8, Tshape=INT32))
+    if not packed:
+        turned, rank = _turned(place), place.rank
+        transposed = place.op == "MatMul" and place.sums > place.outs if turned is None else turned
+        if turned is None:
+            assert place.operand is not None
+            weights, rank = place.operand, len(place.shape)
+        wanted = ([outputs, rows] if transposed else [rows, outputs]) if matrix else [*place.shape]
+        if rank != len(wanted):
+            shape = scope.constant_node(f"{node.name}/weights_shape", np.array(wanted, np.int32), maker)
+            weights = scope.value(scope.add(f"{node.name}/weights", "Reshape", [weights, shape], T=INT8, Tshape=INT32))
     if matrix and len(place.sums) > 1:
         shape = _behind(scope, f"{node.name}/rows", given, place, [rows], None, maker)
         x = scope.value(scope.add(f"{node.name}/rows", "Reshape", [given, shape], T=place.type, Tshape=INT32))
