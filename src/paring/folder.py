@@ -22,7 +22,7 @@ from paring.compress.weights import shelved
 from paring.decision import FLOAT, WEIGHT_ONLY, Plan
 from paring.errors import InputError, UnsupportedError
 from paring.folder_native import RUNTIMES, Packing, natives, record, together, told
-from paring.folder_plan import planned, quantized, readers_of, twins_of
+from paring.folder_plan import BLOCK, planned, quantized, readers_of, twins_of
 from paring.folder_stages import Got, Staged, staged
 from paring.formats.saved_model.apply import Place, SourceId, Stored, apply
 from paring.formats.saved_model.axes import along
@@ -58,8 +58,11 @@ def optimize_folder(
     image_range: Any = None,
     runtime: str = "portable",
     progress: Callable[[int], None] | None = None,
+    exact: bool = False,
 ) -> Written:
     """Applies a recipe to a SavedModel and writes another; arguments as those of `paring.optimize`.
+
+    `exact` says that the weights lie on the recipe's grids already, which are kept: no blocks but those it names.
 
     Raises:
       InputError: Bad model, recipe, data or output path.
@@ -72,7 +75,7 @@ def optimize_folder(
             got="strict" if strict else "statistics", todo="Leave that out: it computes in floats, and needs no ranges",
         )  # fmt: skip
     check_recipe(recipe, runtime)
-    target = _check_target(Path(source), Path(output), overwrite)
+    target = check_target(Path(source), Path(output), overwrite)
     clock = Clock()
     model = SavedModel.open(source)
     if runtime == "native" and verified:
@@ -85,7 +88,8 @@ def optimize_folder(
     if recipe.changes:
         clock.mark("compress")
     packing = Packing.of(model, seen, twins) if runtime == "native" else None
-    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None)
+    blocks = 0 if exact else BLOCK
+    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, blocks)
     clock.mark("plan")
     stored, notes = _stored(model, seen, made, twins, behind, packing)
     if behind.zeros and packing is None:
@@ -163,7 +167,12 @@ def check_recipe(recipe: Recipe, runtime: str = "portable") -> None:
             raise refuse(f"rounding {rule.apply.rounding} in rule {rule.describe()}", "Take --rounding nearest")
 
 
-def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
+def check_target(source: Path, target: Path, overwrite: bool) -> Path:
+    """The output folder.
+
+    Raises:
+      InputError: It cannot be written, or exists and may not be replaced.
+    """
     if target.exists() and not target.is_dir():
         raise InputError("cannot write the model", where=str(target), expected="a folder's name", got="a file")
     if target.exists() and not overwrite:

@@ -32,6 +32,7 @@ def planned(
     winners: Mapping[OpId, tuple[Rule | None, str]],
     twins: Mapping[SourceId, SourceId],
     packing: Mapping[SourceId, Seat | str] | None = None,
+    block: int = BLOCK,
 ) -> Plan:
     """The plan in which every variable has one fate: what its readers agree on, float where one of them stays float.
 
@@ -41,13 +42,14 @@ def planned(
       winners: Which rule each operator follows, and why.
       twins: Variables that hold the same as another.
       packing: On the native runtime, by weight how it would be packed, or why it cannot be; None on the portable one.
+      block: Inputs that share a scale, where the recipe has int4 weights for that runtime and names none; 0: all of a channel.
     """
     asked = {op: (rule.apply if rule is not None else None, why) for op, (rule, why) in winners.items()}
     if packing is None:
         return _settled(plan(seen.graph, recipe, asked), seen, twins, None)
     made = plan(seen.graph, recipe, {op: (_plain(wanted), why) for op, (wanted, why) in asked.items()})
     decisions = tuple(
-        replace(d, settings=_blocked(wanted)) if d.settings is not None and (wanted := asked[d.op.id][0]) else d
+        replace(d, settings=_blocked(wanted, block)) if d.settings is not None and (wanted := asked[d.op.id][0]) else d
         for d in made.decisions
     )
     return _settled(replace(made, decisions=decisions), seen, twins, packing)
@@ -62,11 +64,12 @@ def _plain(wanted: Quantize | None) -> Quantize | None:
     return replace(wanted, activations=activations, granularity=granularity, block_size=0)
 
 
-def _blocked(wanted: Quantize) -> Quantize:
-    """As it is stored: int4 has blocks, for that is what the operators read."""
-    if wanted.weights != "int4":
+def _blocked(wanted: Quantize, block: int) -> Quantize:
+    """As it is stored: int4 in blocks."""
+    size = wanted.block_size or block
+    if wanted.weights != "int4" or not size:
         return wanted
-    return replace(wanted, granularity="block", block_size=wanted.block_size or BLOCK)
+    return replace(wanted, granularity="block", block_size=size)
 
 
 def _settled(

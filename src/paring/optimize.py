@@ -16,6 +16,7 @@ from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.folder import optimize_folder
+from paring.folder_native import check_runtime
 from paring.formats import check_there, load
 from paring.formats.saved_model.model import SavedModel, writes_folder
 from paring.formats.tflite.apply import apply, set_constants, versions_of
@@ -118,11 +119,7 @@ def optimize(
             overwrite=overwrite, limit=limit, image_range=image_range, runtime=runtime or "portable", progress=progress,
         )  # fmt: skip
         return Result(written.model, written.report, written.plan)
-    if runtime is not None:
-        raise InputError(
-            "there is no choice of runtimes", where=f"--runtime {runtime}", expected="a SavedModel, written to a folder",
-            got="a .tflite file", todo="LiteRT runs it; the delegate makes sparse ones faster (paring.delegate_path)",
-        )  # fmt: skip
+    check_runtime(runtime)
     if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:
         raise InputError(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",

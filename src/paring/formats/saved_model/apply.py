@@ -20,7 +20,7 @@ from paring.formats.saved_model.clone import separate
 from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source, Use
 from paring.formats.saved_model.loops import Loops
 from paring.formats.saved_model.model import SavedModel
-from paring.formats.saved_model.native import Seat, dense, factors, put, seat
+from paring.formats.saved_model.native import Seat, dense, factors, put, seat, shortened
 from paring.formats.saved_model.operators import ROWS, picked
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field
 
@@ -164,7 +164,7 @@ class _Writer:
         """Rounds what meets the weights to bfloat16; the product stays float32."""
         for index in ROWS[node.op].data:
             kind = field(node, "T").type or field(node, "Tb" if index else "Ta").type  # BatchMatMulV3 has one for each
-            if index not in weights and kind == FLOAT32:
+            if index not in weights and kind == FLOAT32 and not shortened(scope, node.input[index]):
                 short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
                 back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
                 scope.connect(node, index, scope.value(back))

@@ -169,6 +169,16 @@ def _is_weight(scope: Scope, value: str) -> bool:
     return node is not None and node.op in ("ReadVariableOp", "Const", "VariableV2", "Variable")
 
 
+def shortened(scope: Scope, value: str) -> bool:
+    """True where a float32 value was bfloat16 before, and has only been moved since."""
+    node, _ = scope.maker(value)
+    while node is not None and node.op in MOVES:
+        node, _ = scope.maker(node.input[0])
+    if node is None or node.op != "Cast":
+        return False
+    return (field(node, "SrcT").type, field(node, "DstT").type) == (BFLOAT16, FLOAT32)
+
+
 _SHORTENED = ((FLOAT32, BFLOAT16), (INT8, BFLOAT16))
 _Form = tuple[str, int, int, tuple[int, ...], tuple[int, ...]]
 
@@ -262,7 +272,7 @@ def dense(place: Seat) -> str:
 
 
 def _turned(place: Seat) -> bool | None:
-    """For weights that are read as they are stored, or in another shape: whether outputs come first; None where they are not."""
+    """For weights read as they are stored, or in another shape: whether outputs come first; None where they are not."""
     sums, outs = ([d for o in group for d in place.axes[o]] for group in (place.sums, place.outs))
     if not place.flat:
         return None

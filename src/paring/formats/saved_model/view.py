@@ -133,8 +133,8 @@ class _Builder:
         real = [i for i, t in enumerate(inputs) if t is not None and self._real(t, mixed=mixed)]
         results = [self._tensor(scope, value) for value in _results(scope, node)]
         demands = Demands(
-            data=tuple(real), weights=tuple(weights), results=tuple(i for i, t in enumerate(results) if self._real(t, mixed=mixed)),
-            versions=_FORMS,
+            data=tuple(real), weights=tuple(weights), versions=_FORMS,
+            results=tuple(i for i, t in enumerate(results) if self._real(t, mixed=mixed)),
         )  # fmt: skip
         name = f"{self.names[scope.name]}/{node.name}" if scope.name else node.name
         if read:  # MatMul_7 says little: the name of its weight is part of its own
