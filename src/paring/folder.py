@@ -22,7 +22,7 @@ from paring.compress.weights import shelved
 from paring.decision import FLOAT, WEIGHT_ONLY, Plan
 from paring.errors import InputError, UnsupportedError
 from paring.folder_native import RUNTIMES, Packing, natives, record, together, told
-from paring.folder_plan import BLOCK, planned, quantized, readers_of, twins_of
+from paring.folder_plan import planned, quantized, readers_of, twins_of
 from paring.folder_stages import Got, Staged, staged
 from paring.formats.saved_model.apply import Place, SourceId, Stored, apply
 from paring.formats.saved_model.axes import along
@@ -88,8 +88,7 @@ def optimize_folder(
     if recipe.changes:
         clock.mark("compress")
     packing = Packing.of(model, seen, twins) if runtime == "native" else None
-    blocks = 0 if exact else BLOCK
-    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, blocks)
+    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, exact=exact)
     clock.mark("plan")
     stored, notes = _stored(model, seen, made, twins, behind, packing)
     if behind.zeros and packing is None:

@@ -191,7 +191,7 @@ def _in_child(arguments: list[str], work: Path) -> None:
 def write_marked(attachment: Attachment, folder: Path, *, static_batch: bool, variables: bool = False) -> None:
     """Writes the model with its marks as a SavedModel; the backend is TensorFlow. See `Attachment.annotating`."""
     with attachment.annotating(variables=variables):
-        keras_format.export_saved_model(attachment.model, folder, static_batch=static_batch)
+        attachment.state.hiding(keras_format.export_saved_model)(attachment.model, folder, static_batch=static_batch)
 
 
 def _mend(source: TfliteModel) -> None:
