@@ -14,12 +14,10 @@ from paring.formats.saved_model.flow import CONSTANT, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.operators import ROWS
 from paring.formats.saved_model.probe import Point, homes, island
-from paring.formats.saved_model.scope import BFLOAT16, FLOAT32, NAMES, Scope, field
+from paring.formats.saved_model.scope import BFLOAT16, FLOAT32, NAMES, NATIVE, Scope, field
 from paring.formats.saved_model.view import View, view
 from paring.graph import Op
 
-NATIVE = "ImportParingTensorflow>"
-"""What the names of paring's own operators begin with."""
 _PACKED = {1: "int4", 2: "sparse float32", 3: "sparse int8"}  # kinds of packed weights, by the number in their header
 
 
@@ -161,4 +159,4 @@ def _scale(
     return None
 
 
-__all__ = ["NATIVE", "Form", "Layers", "form_of", "point"]
+__all__ = ["Form", "Layers", "form_of", "point"]
