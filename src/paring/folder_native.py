@@ -15,7 +15,7 @@ from paring.decision import Plan
 from paring.errors import InputError
 from paring.folder_plan import readers_of, shown
 from paring.formats.saved_model.apply import Place, SourceId, Stored, taken
-from paring.formats.saved_model.flow import Source, Use
+from paring.formats.saved_model.flow import End, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import Seat, seat
 from paring.formats.saved_model.packed import pack_int4, pack_sparse
@@ -85,9 +85,11 @@ def _packing(model: SavedModel, sources: list[Source]) -> Seat | str:
             found.append(it)
             read.add((use.scope, use.node, use.input))
         passed = {id(node) for it in found for node in it.moves}
-        ends = [end for end in source.ends if end.node is None or (end.scope, end.node.name, end.input) not in read]
-        if any(end.node is None or id(end.node) not in passed for end in ends):
-            return "something else reads it, too"
+        own = {it.id for it in sources}
+        for end in source.ends:
+            known = end.node is not None and ((end.scope, end.node.name, end.input) in read or id(end.node) in passed)
+            if not known and not _starts(flow, end, own):
+                return "something else reads it, too"
         if any(node.op != "Identity" and id(node) not in passed for _, node in source.moves):
             return "something else reads it, too"
         asked = [
@@ -100,6 +102,13 @@ def _packing(model: SavedModel, sources: list[Source]) -> Seat | str:
             return "its shape is asked for"
     ways = {(it.order, it.kernel) for it in found}
     return found[0] if len(ways) == 1 else "it is read in two ways"
+
+
+def _starts(flow: Flow, end: End, twins: set[SourceId]) -> bool:
+    """True where a read is the first value of a twin."""
+    if end.node is None or end.node.op not in ("Assign", "AssignVariableOp"):
+        return False
+    return {it.id for it in flow.holder(end.scope, flow.scopes[end.scope].canonical(end.node.input[0]))} <= twins
 
 
 def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str) -> Stored:

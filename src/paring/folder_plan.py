@@ -115,9 +115,12 @@ def _as_stored(decision: Decision, first: Quantize, whole: str) -> Decision:
         reason = f"{reason}; {whole}, int8 instead"
     if _FORMS[own.weights] != _FORMS[first.weights]:
         reason = f"{reason}; stored as another operator that reads them asks"
-    settings = replace(first, weights=form, activations=own.activations)
-    if form != "int4" and settings.granularity == "block":
-        settings = replace(settings, granularity="channel", block_size=0)
+    blocks = first.granularity == "block" and form == "int4"
+    granularity = "channel" if first.granularity == "block" and not blocks else first.granularity
+    settings = replace(
+        first, weights=form, activations=own.activations, granularity=granularity,
+        block_size=first.block_size if blocks else 0,
+    )  # fmt: skip
     return replace(decision, settings=settings, form=shown(decision.op, own, form), reason=reason)
 
 

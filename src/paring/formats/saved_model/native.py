@@ -83,7 +83,7 @@ def seat(flow: Flow, source: Source, use: Use) -> Seat | str:
     node = scope.by_name[use.node]
     form = _FORMS.get(node.op)
     if form is None:
-        return f"there is no native {node.op}"
+        return "it picks rows" if use.picks else f"there is no native {node.op}"
     if use.axes is None or source.shape is None:
         return "the layout of its weights cannot be told"
     shape = tuple(prod(source.shape[d] for d in group) for group in use.axes)
