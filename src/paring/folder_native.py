@@ -18,8 +18,9 @@ from paring.formats.saved_model.apply import Place, SourceId, Stored, taken
 from paring.formats.saved_model.flow import End, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import Seat, seat
-from paring.formats.saved_model.packed import pack_int4, pack_sparse
+from paring.formats.saved_model.packed import pack_int4, pack_sparse, unpack
 from paring.formats.saved_model.view import View
+from paring.observe import Inputs
 from paring.outcome import VERSION
 from paring.recipe import Recipe
 from paring.targets import THRESHOLD
@@ -63,7 +64,9 @@ class Packing:
         """Looks at all weights that operators read."""
         return cls({id_: _packing(model, together(model, id_, twins)) for id_ in readers_of(seen, twins)})
 
-    def packed(self, id_: SourceId, settings: Quantize | None, weight: np.ndarray, name: str) -> Stored | None:
+    def packed(
+        self, id_: SourceId, settings: Quantize | None, weight: np.ndarray, name: str, inputs: Inputs | None = None
+    ) -> Stored | None:
         """A weight packed; None where it is to stay in its own layout.
 
         Args:
@@ -71,17 +74,30 @@ class Packing:
           settings: How it is quantized; None: not.
           weight: Its values, float32.
           name: For messages.
+          inputs: What it meets, where that was observed.
         """
         place = self.seats[id_]
         if isinstance(place, str) or not weight.size:
             return None
         if settings is not None and settings.weights == "int4":
-            return _int4(settings, place, weight, name)
+            return _int4(settings, place, weight, name, inputs)
         if settings is not None and settings.weights != "int8":
             return None
         zeros = 1 - np.count_nonzero(weight) / weight.size
         floats = settings is not None and settings.activations != "dynamic"
         return _sparse(settings, place, weight, name) if zeros >= (DENSE_INT8 if floats else THRESHOLD) else None
+
+    def values(self, id_: SourceId, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
+        """What a packed weight stands for, float32 of its own shape."""
+        place, found = self.seats[id_], unpack(stored.codes)
+        assert not isinstance(place, str) and stored.scale is not None
+        rows = found.weights.astype(np.float32)
+        if found.scales is None:
+            rows = rows.T
+        else:
+            rows *= np.repeat(found.scales.astype(np.float32), found.block, axis=0)[: len(rows)]
+        order = [*place.order, *(d for d in range(len(shape)) if d not in place.order)]
+        return (rows * stored.scale).reshape([shape[d] for d in order]).transpose(np.argsort(order))
 
 
 def together(model: SavedModel, id_: SourceId, twins: Mapping[SourceId, SourceId]) -> list[Source]:
@@ -129,7 +145,7 @@ def _starts(flow: Flow, end: End, twins: set[SourceId]) -> bool:
     return {it.id for it in flow.holder(end.scope, flow.scopes[end.scope].canonical(end.node.input[0]))} <= twins
 
 
-def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str) -> Stored:
+def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str, inputs: Inputs | None) -> Stored:
     """int4 in blocks of inputs, the last of a channel may be shorter; or with a scale for each channel, as one block."""
     rows = place.matrix(weight).T
     depth = rows.shape[1]
@@ -151,7 +167,10 @@ def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str) -> Sto
     power = np.ldexp(np.float32(1), np.frexp(np.where(outside, peak, 0.5))[1]).astype(np.float32)
     whole = np.zeros((len(rows), -(-depth // block) * block), np.float32)
     np.divide(rows, power[:, None], out=whole[:, :depth])
-    encoded = settings.encode(whole, Context(name, 0, (1,)))
+    context = Context(name, 0, (1,))
+    if inputs is not None and np.array_equal(inputs.meeting.matrix(weight), rows):
+        context = inputs.context(name, settings, whole.shape[1])
+    encoded = settings.encode(whole, context)
     assert encoded.grid is not None
     codes, scales = np.ascontiguousarray(encoded.values[:, :depth].T), encoded.grid.scale.astype(np.float16).T
     return Stored("int8", shelved(pack_int4(codes, np.ascontiguousarray(scales), block, place.kernel)), power, "int4")

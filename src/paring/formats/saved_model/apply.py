@@ -22,7 +22,7 @@ from paring.formats.saved_model.loops import Loops
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import Seat, dense, factors, put, seat, shortened
 from paring.formats.saved_model.operators import ROWS, picked
-from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field
+from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field, result_type
 
 TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16, "float32": FLOAT32}
 SourceId = tuple[str, str]
@@ -71,6 +71,7 @@ def apply(
     rounded: Iterable[tuple[str, str, tuple[int, ...]]],
     twins: Mapping[SourceId, SourceId],
     native: Mapping[Place, bool] = MappingProxyType({}),
+    shifts: Mapping[Place, np.ndarray] = MappingProxyType({}),
 ) -> SavedModel:
     """The model with weights stored anew.
 
@@ -80,6 +81,7 @@ def apply(
       rounded: (function, node, inputs that are weights) of operators that round what they multiply with these to bfloat16.
       twins: Variables that hold the same as another, which is stored for both.
       native: Where paring's operators read what is stored, and whether they are to make what it meets int8.
+      shifts: What is added to the products at some places, in the weight's rank.
     """
     changed = model.changed()
     copies = separate(changed, lambda id_: None if (it := stored.get(id_)) is None or it.type == FLOAT32 else it)
@@ -100,17 +102,25 @@ def apply(
             scope, scope.by_name[node], index, found, scale,
             packed=weight.packed, rounded=(name, node) in rounding, dynamic=dynamic,
         )  # fmt: skip
+    added = [
+        (*place[:2], values)
+        for (name, node, index), shift in shifts.items()
+        for place in ((name, node, index), *((copy, node, index) for copy in originals.get(name, ())))
+        if (values := writer.behind(place, shift)) is not None
+    ]  # as the operators are before they change
     for source in list(writer.flow.sources.values()):
         if source.id in stored:
             writer.store(source, stored[source.id])
-    values: dict[str, Callable[[], Any]] = {}
+    for name, node, values in added:
+        writer.add(writer.flow.scopes[name], node, values)
+    written: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int] = {}
     for id_, weight in stored.items():
         source = writer.flow.sources[id_]
         if source.key is not None:
-            values[source.key], sizes[source.key] = weight.array, weight.codes.nbytes
-    changed.dropped = frozenset(_share(changed, writer.flow, twins, values))
-    changed.values, changed.sizes = values, sizes
+            written[source.key], sizes[source.key] = weight.array, weight.codes.nbytes
+    changed.dropped = frozenset(_share(changed, writer.flow, twins, written))
+    changed.values, changed.sizes = written, sizes
     vars(changed).pop("flow")
     return changed
 
@@ -168,6 +178,25 @@ class _Writer:
                 short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
                 back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
                 scope.connect(node, index, scope.value(back))
+
+    def behind(self, place: Place, shift: np.ndarray) -> np.ndarray | None:
+        """What is added per channel of a weight, laid out for the product; None where it cannot be."""
+        for source in self.flow.sources.values():
+            for use in source.uses if source.id in self.stored else ():
+                if (use.scope, use.node, use.input) == place and use.axes is not None and source.shape is not None:
+                    values = along(shift, source.shape, use.axes)
+                    node = self.flow.scopes[use.scope].by_name[use.node]
+                    shape = tuple(int(np.prod([source.shape[d] for d in group], dtype=np.int64)) for group in use.axes)
+                    if values is not None and result_type(node, 0) == FLOAT32:
+                        return ROWS[node.op].after(node, use.input, values, shape)
+        return None
+
+    def add(self, scope: Scope, name: str, values: np.ndarray) -> None:
+        """Adds a constant to what an operator gives, and takes over its name."""
+        node = scope.by_name[name]
+        name, take = scope.follow(node, "unshifted")
+        shift = scope.constant_node(f"{name}/shift", np.ascontiguousarray(values, np.float32), node)
+        take(scope.add(name, "AddV2", [scope.value(node), shift], T=FLOAT32))
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

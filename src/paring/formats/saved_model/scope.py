@@ -45,6 +45,38 @@ def definition(op: str) -> Any:
     return op_def_registry.get(op)
 
 
+def result_type(node: Any, index: int) -> int:
+    """TensorFlow's number of a result's type, 0 where nobody says."""
+    known = definition(node.op)
+    results = list(known.output_arg) if known is not None else []
+    if not results:
+        return 0
+    result = results[min(index, len(results) - 1)]
+    if result.type_list_attr:
+        types = field(node, result.type_list_attr).list.type
+        return int(types[index]) if index < len(types) else 0
+    return int(result.type or field(node, result.type_attr).type)
+
+
+def input_type(node: Any, index: int) -> int:
+    """TensorFlow's number of the type that a node reads as one of its inputs."""
+    for argument in definition(node.op).input_arg:
+        types = field(node, argument.type_list_attr).list.type if argument.type_list_attr else []
+        count = len(types) if argument.type_list_attr else 1
+        if argument.number_attr:
+            count = int(field(node, argument.number_attr).i)
+        if index < count:
+            return int(types[index] if types else argument.type or field(node, argument.type_attr).type)
+        index -= count
+    return 0
+
+
+def output_shape(node: Any, index: int) -> Any:
+    """The shape of a result as the file says it, as TensorFlow's message; None where it does not."""
+    known = field(node, "_output_shapes").list.shape
+    return known[index] if index < len(known) and not known[index].unknown_rank else None
+
+
 def _results(op: str) -> list[str]:
     """What an operator calls its results. Ours are known without their library: who writes a model need not run it."""
     known = definition(op)
@@ -170,6 +202,16 @@ class Scope:
                 from tensorflow import make_tensor_proto
 
                 node.attr[key].tensor.CopyFrom(make_tensor_proto(value))
+        return self._known(node)
+
+    def copy(self, original: Any, name: str) -> Any:
+        """A node that does what another does."""
+        node = self.nodes.add()
+        node.CopyFrom(original)
+        node.name = self.free(name)
+        return self._known(node)
+
+    def _known(self, node: Any) -> Any:
         self.by_name[node.name] = node
         self._reads(node)
         return node
