@@ -93,6 +93,12 @@ def apply(
     seats = writer.seats(
         {(place, n, i): d for (name, n, i), d in native.items() for place in (name, *originals.get(name, ()))}
     )
+    added = [
+        (*place[:2], values)
+        for (name, node, index), shift in shifts.items()
+        for place in ((name, node, index), *((copy, node, index) for copy in originals.get(name, ())))
+        if (values := writer.behind(place, shift)) is not None
+    ]  # as the operators are before they change
     for name, node, weights in ((*at, w) for at, w in rounding.items()):
         if not any((name, node, index) in seats for index in weights):
             writer.round(writer.flow.scopes[name], writer.flow.scopes[name].by_name[node], weights)
@@ -102,12 +108,6 @@ def apply(
             scope, scope.by_name[node], index, found, scale,
             packed=weight.packed, rounded=(name, node) in rounding, dynamic=dynamic,
         )  # fmt: skip
-    added = [
-        (*place[:2], values)
-        for (name, node, index), shift in shifts.items()
-        for place in ((name, node, index), *((copy, node, index) for copy in originals.get(name, ())))
-        if (values := writer.behind(place, shift)) is not None
-    ]  # as the operators are before they change
     for source in list(writer.flow.sources.values()):
         if source.id in stored:
             writer.store(source, stored[source.id])
