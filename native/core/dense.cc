@@ -156,14 +156,19 @@ void panel_row(const Product& d, const DenseTiles& t, int64_t m, int64_t k0, int
     t.panel(d.x(m * d.p.x_row + k0), d.p.x_bf16, round, k1 - k0, out);
   } else {
     const paring_product_conv& c = *d.conv;
-    int64_t image = m / c.out_w / c.out_h, line0 = m / c.out_w % c.out_h * c.stride_h - c.pad_top, column0 = m % c.out_w * c.stride_w - c.pad_left;
+    const int64_t image = m / c.out_w / c.out_h, line0 = m / c.out_w % c.out_h * c.stride_h - c.pad_top, column0 = m % c.out_w * c.stride_w - c.pad_left;
+    // A line of the kernel reads neighbours, unless it is dilated: then each tap does.
+    const int64_t taps = c.dilation_w == 1 ? c.kernel_w : 1, run = taps * c.inputs, across = int64_t(c.w) * c.inputs;
     for (int64_t k = k0; k < k1;) {
-      int64_t tap = k / c.inputs, input = k % c.inputs, count = std::min(k1 - k, c.inputs - input);
-      int64_t line = line0 + tap / c.kernel_w * c.dilation_h, column = column0 + tap % c.kernel_w * c.dilation_w;
+      int64_t tap = k / run * taps, first = k % run, count = std::min(k1 - k, run - first);
+      int64_t line = line0 + tap / c.kernel_w * c.dilation_h, from = (column0 + tap % c.kernel_w * c.dilation_w) * c.inputs + first;
       char* to = out + (k - k0) * size;
-      if (line < 0 || line >= c.h || column < 0 || column >= c.w) std::memset(to, 0, size_t(count * size));
-      else t.panel(d.x(((image * c.h + line) * c.w + column) * c.inputs + input), d.p.x_bf16, round, count, to);
       k += count;
+      int64_t before = std::min(count, std::max<int64_t>(0, -from)), there = std::min(count, across - from) - before;
+      if (line < 0 || line >= c.h || there <= 0) before = count, there = 0;
+      if (before) std::memset(to, 0, size_t(before * size));
+      if (there) t.panel(d.x((image * c.h + line) * across + from + before), d.p.x_bf16, round, there, to + before * size);
+      if (before + there < count) std::memset(to + (before + there) * size, 0, size_t((count - before - there) * size));
     }
   }
   if (t.pairs && (k1 - k0) % 2) std::memset(out + (k1 - k0) * size, 0, size_t(size));

@@ -10,10 +10,10 @@ namespace {
 constexpr int line = 64, piece = width == 4 ? 32 : line;   // columns of a cache line of int8, and of what is summed in registers
 
 // Lines of the same columns lie apart by the length of a row, which often puts all of them into one set of the nearest cache:
-// each is read up before the next one. The weights of the next but one group are fetched meanwhile, as the hardware's own
+// each is read up before the next one. The weights of the next group are fetched meanwhile, as the hardware's own
 // prefetching ends with a page.
 template <int G> PARING_INLINE void fetch(const void* w, ptrdiff_t row, int c) {
-  if (c % line == 0) UNROLL for (int g = 0; g < G; g++) __builtin_prefetch(static_cast<const char*>(w) + (2 * G + g) * row + c, 0, 2);
+  if (c % line == 0) UNROLL for (int g = 0; g < G; g++) __builtin_prefetch(static_cast<const char*>(w) + (G + g) * row + c, 0, 2);
 }
 
 // Calls f(V, c) for vectors of columns: V of them at once, then one by one.

@@ -163,6 +163,7 @@ void turn(const int8_t* w, ptrdiff_t row, int k, int n, int columns, int8_t* out
 #if defined(__SSE2__)
     if (there == 16) for (; j + 16 <= k; j += 16) {
       // Four rounds of interleaving rows i and i + 8 turn 16 x 16 bytes.
+      if (j % 64 == 0) UNROLL for (int i = 16; i < 32; i++) __builtin_prefetch(w + (c + i) * row + j, 0, 2);   // the next columns
       __m128i a[16], b[16];
       UNROLL for (int i = 0; i < 16; i++) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (c + i) * row + j));
       UNROLL for (int round = 0; round < 4; round++) {
