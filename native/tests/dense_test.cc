@@ -40,7 +40,7 @@ struct Case {
   }
   double w_at(int64_t k, int64_t n) const {
     if (p.bits == 8) return w[size_t(p.transposed ? n * p.k + k : k * p.n + n)];
-    int both = w[size_t(k / 2 * p.n + n)], code = k & 1 ? both >> 4 : int8_t(both << 4) >> 4;
+    int both = w[size_t(k / 2 * p.n + n)], code = k & 1 ? both >> 4 : int8_t(uint8_t(both) << 4) >> 4;
     // The scales are 1 and 2.
     return code * (p.block ? blocks[size_t(k / p.block * p.n + n)] == 0x3c00 ? 1 : 2 : 1);
   }
