@@ -176,7 +176,7 @@ void panel_row(const Product& d, const DenseTiles& t, int64_t m, int64_t k0, int
 
 // -- several rows --------------------------------------------------------------------------------------------------------
 
-constexpr int64_t most_rows = 96, most_columns = 512;   // of a task: its sums and panel stay in the second-level cache
+constexpr int64_t most_rows = 192, most_sums = 48 << 10;   // of a task: its sums and panel stay in the second-level cache
 
 struct Segment { int start, count; const float* scale; };   // of a strip's k: what shares block scales
 
@@ -271,8 +271,8 @@ struct Tiled {
 
 int run_tiles(const Product& d, int threads) {
   const DenseTiles& t = tiles_for(d.p);
-  const int64_t strips = up(d.p.n, int64_t(t.lanes) << (t.widths - 1)), wanted = threads > 1 ? threads * 3 : 1;
-  int64_t rows = up(d.m, most_rows), columns = up(d.p.n, most_columns);
+  const int64_t wide = int64_t(t.lanes) << (t.widths - 1), strips = up(d.p.n, wide), wanted = threads > 1 ? threads * 3 : 1;
+  int64_t rows = up(d.m, most_rows), columns = up(strips, most_sums / wide / up(d.m, rows));
   if (rows * columns < wanted) columns = std::min(strips, up(wanted, rows));
   if (rows * columns < wanted) rows = std::min(up(d.m, dense_rows), up(wanted, columns));
   Tiled tiled = {d, t, rows, columns};
