@@ -96,9 +96,8 @@ class Scratch {
   char* take(size_t bytes) {
     if (bytes > bytes_) {
       std::free(at_);
-      at_ = nullptr, bytes_ = 0;
-      if (posix_memalign(reinterpret_cast<void**>(&at_), 64, bytes)) at_ = nullptr;
-      else bytes_ = bytes;
+      at_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      bytes_ = at_ ? bytes : 0;
     }
     return at_;
   }

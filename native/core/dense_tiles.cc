@@ -3,10 +3,6 @@
 #include "dense_kernels.h"
 #include "dense_simd.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace paring {
 namespace PARING_TARGET {
 namespace {
