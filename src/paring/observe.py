@@ -155,7 +155,7 @@ class Observation:
         self, model: SavedModel, asked: Mapping[SourceId, _Asked], samples: Mapping[str, Iterable[Sample]]
     ) -> None:
         """Nothing is run yet."""
-        self.model, self.asked, self.samples = model, asked, samples
+        self.model, self.asked, self.samples = model, asked, dict(samples)
         self.places = [(place, it) for it in asked.values() for place in it.places]
         self.count = 0
         self._found: dict[SourceId, Inputs | None] = {}
@@ -257,9 +257,9 @@ class Observation:
         self._worker = worker = start_framework(self.model.path, 0)
         points = [(scope, node, (it.places[scope, node, index].input,)) for (scope, node, index), it in self.places]
         worker.probe("source", self.model.path, points, "")
-        for key, given in self.samples.items():
+        signatures, known = self.model.signatures(), dict[tuple[Any, ...], set[int]]()
+        for key, given in [*self.samples.items()]:
             size = len(given) if isinstance(given, list) else getattr(given, "count", None)
-            self.count += size or SAMPLES
             first = next(iter(given), None)
             if first is None:
                 raise InputError("cannot observe the model", expected="at least one sample", got="an empty data set")
@@ -269,6 +269,12 @@ class Observation:
                 raise InputError(
                     "the float model does not run on the data", where=f"signature {key}", got=str(why)
                 ) from why
+            run = {number for number, read in enumerate(sizes) if read}
+            if run <= known.setdefault(tuple(signatures[key][0]), set()):  # Keras exports one function under two names
+                del self.samples[key]
+                continue
+            known[tuple(signatures[key][0])] |= run
+            self.count += size or SAMPLES
             for (_, it), read in zip(self.places, sizes, strict=True):
                 it.held += 2.0 * read
         return worker
