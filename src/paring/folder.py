@@ -29,6 +29,7 @@ from paring.formats.saved_model.apply import Place, SourceId, Stored, apply
 from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.flow import SMALL, Source
 from paring.formats.saved_model.model import SavedModel, folder_bytes
+from paring.formats.saved_model.native import check_library
 from paring.formats.saved_model.view import View, kept_of, view
 from paring.graph import OpId
 from paring.observe import Inputs, Observation
@@ -60,8 +61,11 @@ def optimize_folder(
     image_range: Any = None,
     runtime: str = "portable",
     progress: Callable[[int], None] | None = None,
+    exact: bool = False,
 ) -> Written:
     """Applies a recipe to a SavedModel and writes another; arguments as those of `paring.optimize`.
+
+    `exact` says that the weights lie on the recipe's grids already, which are kept: no blocks but those it names.
 
     Raises:
       InputError: Bad model, recipe, data or output path.
@@ -77,6 +81,8 @@ def optimize_folder(
     target = check_target(Path(source), Path(output), overwrite)
     clock = Clock()
     model = SavedModel.open(source)
+    if runtime == "native" and verified:
+        check_library(target)
     seen = view(model)
     clock.mark("load")
     twins = twins_of(model)
@@ -85,13 +91,18 @@ def optimize_folder(
     if recipe.changes:
         clock.mark("compress")
     packing = Packing.of(model, seen, twins) if runtime == "native" else None
-    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None)
+    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, exact=exact)
     clock.mark("plan")
     observation, left = Observation.of(model, seen, made, twins, data, limit=limit, image_range=image_range)
     with observation:
         stored, shifts, notes = _stored(model, seen, made, twins, behind, packing, observation)
     if any(d.settings is not None and d.settings.bias_correction for d in made.decisions) and data is None:
         notes.append("no data was given: no bias correction")
+    if behind.zeros and packing is None:
+        notes.append(
+            "stock TensorFlow multiplies with zeros and stores them: nothing gets faster, and smaller only in an archive "
+            "(--runtime native leaves them out)"
+        )
     places: Mapping[Place, bool] = {}
     if packing is not None:
         found = natives(model, seen, made, stored)
@@ -160,7 +171,7 @@ def check_recipe(recipe: Recipe, runtime: str = "portable") -> None:
 
 
 def check_target(source: Path, target: Path, overwrite: bool) -> Path:
-    """The output's path.
+    """The output folder.
 
     Raises:
       InputError: It cannot be written, or exists and may not be replaced.

@@ -20,7 +20,7 @@ from paring.formats.saved_model.clone import separate
 from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source, Use
 from paring.formats.saved_model.loops import Loops
 from paring.formats.saved_model.model import SavedModel
-from paring.formats.saved_model.native import Seat, dense, factors, put, seat
+from paring.formats.saved_model.native import Seat, dense, factors, put, seat, shortened
 from paring.formats.saved_model.operators import ROWS, picked
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field, result_type
 
@@ -174,7 +174,7 @@ class _Writer:
         """Rounds what meets the weights to bfloat16; the product stays float32."""
         for index in ROWS[node.op].data:
             kind = field(node, "T").type or field(node, "Tb" if index else "Ta").type  # BatchMatMulV3 has one for each
-            if index not in weights and kind == FLOAT32:
+            if index not in weights and kind == FLOAT32 and not shortened(scope, node.input[index]):
                 short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
                 back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
                 scope.connect(node, index, scope.value(back))
@@ -242,10 +242,11 @@ class _Writer:
         """The variable is so many bytes from now on, wherever the file says its shape."""
         if source.kind != CONSTANT:
             _set_shape(source.node.attr["shape"].shape, size)
-        values = [node for _, node in (*source.reads, *source.moves)]
-        for node in (*values, *([source.node] if source.kind != RESOURCE else ())):
-            for shape in field(node, "_output_shapes").list.shape:
-                _set_shape(shape, size)
+        nodes = [node for _, node in (*source.reads, *source.moves)]
+        if source.kind != RESOURCE:
+            nodes += [source.node, *(node for _, node in source.assigns)]
+        for shape in (shape for node in nodes for shape in field(node, "_output_shapes").list.shape):
+            _set_shape(shape, size)
 
     def _annotate(self, source: Source, number: int, size: int | None) -> None:
         """Arguments may say what type and shape their variable has."""
@@ -270,7 +271,9 @@ class _Writer:
             step, _ = scope.maker(value)
             while step.op == "Identity":
                 step.attr["T"].type = stored.type
+                _forget_shape(step, 0, stored)
                 step, _ = scope.maker(step.input[0])
+            _forget_shape(maker, index, stored)
             return
         if self._copies(scope, node, stored):
             return
@@ -310,12 +313,12 @@ class _Writer:
         """Floats, where floats are wanted: the product is scaled where that can be, else the weight."""
         node = end.node
         assert source.shape is not None
+        if node is not None and node.op in ("Assign", "AssignVariableOp") and self._copies_into(scope, node, stored):
+            return
         scale = None if stored.scale is None else along(stored.scale, source.shape, end.axes)
         if node is None:
             made = self._floats(scope, end.value, [], f"{end.value.split(':')[0]}/float", scale, stored)
             scope.rename_returned(end.value, made)
-            return
-        if node.op in ("Assign", "AssignVariableOp") and self._copies_into(scope, node, stored):
             return
         row = ROWS.get(node.op) if end.use is not None else None
         axis = picked(scope, node) if row is not None and row.picks else None
@@ -386,6 +389,14 @@ class _Writer:
             )
             factor = scope.value(picked_scale)
         take(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
+
+
+def _forget_shape(node: Any, index: int, stored: Stored) -> None:
+    """A restored value is as long as the file says."""
+    known = field(node, "_output_shapes").list.shape
+    if stored.packed and index < len(known):
+        known[index].Clear()
+        known[index].unknown_rank = True
 
 
 def _set_shape(shape: Any, size: int) -> None:
