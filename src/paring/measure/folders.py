@@ -248,16 +248,15 @@ def _links(graph: Graph, results: Sequence[tuple[TensorId, ...]]) -> list[tuple[
 
 def _weight_db(model: SavedModel, source: Source, form: Form) -> float | None:
     """Signal to noise of the stored weights, in dB, of all or of the median channel; None where what is stored is not known."""
-    if form.decoded is None:
-        return None
+    found = None
     exact = np.asarray(values(model, source), np.float32)
-    stored = form.decoded()
-    if stored.shape != exact.shape:
-        return None
     summed = tuple(d for d in range(exact.ndim) if d not in (form.kept or (exact.ndim - 1,)))
-    parts = (np.square(v, dtype=np.float64).sum(axis=summed).reshape(-1) for v in (exact, stored - exact))
-    signal, noise = parts
-    return min(decibel(float(signal.sum()), float(noise.sum())), channel_db(signal, noise))
+    for decoded in form.decoded:
+        noise = np.square(decoded() - exact, dtype=np.float64).sum(axis=summed).reshape(-1)
+        signal = np.square(exact, dtype=np.float64).sum(axis=summed).reshape(-1)
+        level = min(decibel(float(signal.sum()), float(noise.sum())), channel_db(signal, noise))
+        found = level if found is None else max(found, level)
+    return found
 
 
 def _histogram(model: SavedModel, source: Source) -> Any:
