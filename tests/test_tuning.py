@@ -491,7 +491,8 @@ def test_schemes_too_slow_for_the_bound_are_left_out():
         def __init__(self, name: str, native: str) -> None:
             self.name, self.native = name, native
 
-    search.run = type("R", (), {"graph": type("G", (), {"ops": [Op("conv", "CONV_2D"), Op("head", "DENSE")]})()})()
+    graph = type("G", (), {"ops": [Op("conv", "CONV_2D"), Op("head", "DENSE")]})()
+    search.run = type("R", (), {"subject": type("S", (), {"graph": graph})()})()
     search.measure = measured.extend
 
     def time() -> None:  # int4 convolutions are slow

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,44 +13,43 @@ from paring.formats.saved_model.model import SavedModel
 from paring.measure.subject import start_framework
 from paring.runtime import RunError
 from paring.samples import Sample
-from paring.signatures import for_wire, samples_of
+from paring.signatures import for_wire
 from paring.verify import Verification
 
 MOST = 32  # samples
 
 
 def beside(
-    model: SavedModel, written: Path, data: Any = None, *, limit: int | None = None, image_range: Any = None
+    model: SavedModel, written: Path, samples: Mapping[str, Iterable[Sample]], notes: Iterable[str] = (), *, given: bool
 ) -> Verification:
     """What the outputs of both are on the same samples.
 
     Args:
       model: The float model.
       written: The folder to compare with it.
-      data: Samples; with several signatures `.npz` keys read `signature/input`. None: made-up ones.
-      limit: At most so many samples (32 anyway).
-      image_range: For a folder of images.
+      samples: By signature, as `paring.signatures.samples_of` gives them; the first 32 are taken.
+      notes: On signatures that have none.
+      given: False where the samples are made up.
 
     Raises:
-      InputError: Data that does not fit, or that the float model does not run on.
+      InputError: Data that the float model does not run on.
       BoundError: The float model runs and the written one does not.
     """
-    result = Verification(given=data is not None)
+    result = Verification(given=given)
     signatures = model.signatures()
     if not signatures:
         result.notes.append("it has no signature, so it was not run: only Python can call it")
-    found_samples, notes = samples_of(model, data, limit=min(limit or MOST, MOST), image_range=image_range)
     result.notes += notes
-    samples = {key: list(given) for key, given in found_samples.items()}
-    expected = _outputs(model.path, samples)
+    kept = {key: list(islice(found, MOST)) for key, found in samples.items()}
+    expected = _outputs(model.path, kept)
     for key in [key for key, found in expected.items() if isinstance(found, str)]:
         why = expected.pop(key)
-        if data is not None:
+        if given:
             raise InputError("the float model does not run on the data", where=f"signature {key}", got=str(why))
         result.notes.append(f"signature {key} was not run: the float model does not run on made-up inputs ({why})")
-        samples.pop(key)
+        kept.pop(key)
     try:
-        found = _outputs(written, samples, seal=True)
+        found = _outputs(written, kept, seal=True)
     except ParingError as error:
         raise BoundError(
             "TensorFlow does not load the result", where=str(model.path), got=str(error).rstrip("."), todo="Nothing was written"
@@ -64,7 +63,7 @@ def beside(
             )
         for name, value in outputs.items():
             _compare(f"{key}/{name}" if several else name, value, got[name], result)
-    result.samples = max((len(given) for given in samples.values()), default=0)
+    result.samples = max((len(rows) for rows in kept.values()), default=0)
     return result
 
 

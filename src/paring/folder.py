@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ from paring.graph import OpId
 from paring.observe import Inputs, Observation
 from paring.outcome import Clock, Report, Row
 from paring.recipe import Recipe
+from paring.samples import Sample
+from paring.signatures import samples_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,13 @@ def optimize_folder(
     packing = Packing.of(model, seen, twins) if runtime == "native" else None
     made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, exact=exact)
     clock.mark("plan")
-    observation, left = Observation.of(model, seen, made, twins, data, limit=limit, image_range=image_range)
+
+    @cache
+    def samples() -> tuple[dict[str, Iterable[Sample]], list[str]]:
+        """Opened once, for a stream can be read once only."""
+        return samples_of(model, data, limit=limit, image_range=image_range)
+
+    observation, left = Observation.of(model, seen, made, twins, (lambda: samples()[0]) if data is not None else None)
     with observation:
         stored, shifts, notes = _stored(model, seen, made, twins, behind, packing, observation)
     if any(d.settings is not None and d.settings.bias_correction for d in made.decisions) and data is None:
@@ -122,7 +131,7 @@ def optimize_folder(
         changed.save(part)
         clock.mark("save")
         if verified:
-            verification = beside(model, part, data, limit=limit, image_range=image_range)
+            verification = beside(model, part, *samples(), given=data is not None)
             judge(verification, max_error)
             clock.mark("verify")
         elif data is not None and not observation.count:

@@ -17,7 +17,7 @@ from paring.folder_plan import readers_of, shown
 from paring.formats.saved_model.apply import Place, SourceId, Stored, taken
 from paring.formats.saved_model.flow import End, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
-from paring.formats.saved_model.native import Seat, seat
+from paring.formats.saved_model.native import Seat, seat, unfolded
 from paring.formats.saved_model.packed import pack_int4, pack_sparse, unpack
 from paring.formats.saved_model.view import View
 from paring.observe import Inputs
@@ -89,15 +89,9 @@ class Packing:
 
     def values(self, id_: SourceId, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
         """What a packed weight stands for, float32 of its own shape."""
-        place, found = self.seats[id_], unpack(stored.codes)
+        place = self.seats[id_]
         assert not isinstance(place, str) and stored.scale is not None
-        rows = found.weights.astype(np.float32)
-        if found.scales is None:
-            rows = rows.T
-        else:
-            rows *= np.repeat(found.scales.astype(np.float32), found.block, axis=0)[: len(rows)]
-        order = [*place.order, *(d for d in range(len(shape)) if d not in place.order)]
-        return (rows * stored.scale).reshape([shape[d] for d in order]).transpose(np.argsort(order))
+        return unfolded(place, unpack(stored.codes).values * stored.scale, shape)
 
 
 def together(model: SavedModel, id_: SourceId, twins: Mapping[SourceId, SourceId]) -> list[Source]:

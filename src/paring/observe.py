@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as new
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from paring.measure.watch import BUDGET
 from paring.replay import ROWS, SAMPLES
 from paring.runtime import RunError, Worker
 from paring.samples import Sample
-from paring.signatures import for_wire, samples_of
+from paring.signatures import for_wire
 
 SUMS = 512e6  # bytes of second moments that are held at a time
 
@@ -155,7 +156,7 @@ class Observation:
         self, model: SavedModel, asked: Mapping[SourceId, _Asked], samples: Mapping[str, Iterable[Sample]]
     ) -> None:
         """Nothing is run yet."""
-        self.model, self.asked, self.samples = model, asked, samples
+        self.model, self.asked, self.samples = model, asked, dict(samples)
         self.places = [(place, it) for it in asked.values() for place in it.places]
         self.count = 0
         self._found: dict[SourceId, Inputs | None] = {}
@@ -170,10 +171,17 @@ class Observation:
 
     @classmethod
     def of(
-        cls, model: SavedModel, seen: View, made: Plan, twins: Mapping[SourceId, SourceId], data: Any,
-        *, limit: int | None = None, image_range: Any = None,
+        cls, model: SavedModel, seen: View, made: Plan, twins: Mapping[SourceId, SourceId],
+        samples: Callable[[], Mapping[str, Iterable[Sample]]] | None,
     ) -> tuple[Observation, dict[OpId, str]]:  # fmt: skip
         """What the plan needs to be observed; and for operators that are not, why.
+
+        Args:
+          model: The float model.
+          seen: Its operators.
+          made: What becomes of them.
+          twins: Variables that hold the same as another.
+          samples: Gives those of each signature, where there are any; asked only if they are needed.
 
         Raises:
           InputError: Weights are to be rounded by data, and there is none; or data that does not fit.
@@ -185,7 +193,7 @@ class Observation:
             settings = modes[readers[0]].settings
             if source.refused or settings is None or not all(quantized(modes[op]) for op in readers):
                 continue
-            if settings.sequential and data is None:
+            if settings.sequential and samples is None:
                 raise InputError(
                     f"rounding {settings.rounding} needs data",
                     todo="Give samples with --data, or take --rounding nearest",
@@ -193,7 +201,7 @@ class Observation:
             wanted = settings.weights in ("int8", "int4") and (
                 settings.sequential or settings.bias_correction or settings.range == "mse"
             )
-            if data is None or not wanted:
+            if samples is None or not wanted:
                 continue
             places, alike, lone, unknown = _places(model, seen, twins, id_, readers)
             if settings.bias_correction:
@@ -207,10 +215,13 @@ class Observation:
                 }
             if places:
                 asked[id_] = _Asked(source.name, places, alike, lone, settings.sequential)
-        samples = (
-            samples_of(model, data, limit=min(limit or SAMPLES, SAMPLES), image_range=image_range)[0] if asked else {}
-        )
-        return cls(model, asked, samples), left
+        given = samples() if asked and samples is not None else {}
+        if asked and not given:
+            raise InputError(
+                "cannot observe the model", where=str(model.path), expected="a signature to run", got="none",
+                todo="Take rounding nearest, range minmax and no bias correction",
+            )  # fmt: skip
+        return cls(model, asked, given), left
 
     def inputs(self, id_: SourceId) -> Inputs | None:
         """What a weight meets; None where it is not observed, or no sample reaches it. Given once.
@@ -242,7 +253,7 @@ class Observation:
         wanted = [number for number, (_, it) in enumerate(self.places) if any(it is one for one in mine_now)]
         limit = max(1, ROWS // max(1, self.count))
         for key, given in self.samples.items():
-            for sample in given:
+            for sample in islice(given, SAMPLES):
                 seen = worker.sense("source", key, for_wire(sample), wanted, inputs=True).results
                 for number, executions in seen.items():
                     place, it = self.places[number]
@@ -257,9 +268,9 @@ class Observation:
         self._worker = worker = start_framework(self.model.path, 0)
         points = [(scope, node, (it.places[scope, node, index].input,)) for (scope, node, index), it in self.places]
         worker.probe("source", self.model.path, points, "")
-        for key, given in self.samples.items():
+        signatures, known = self.model.signatures(), dict[tuple[Any, ...], set[int]]()
+        for key, given in [*self.samples.items()]:
             size = len(given) if isinstance(given, list) else getattr(given, "count", None)
-            self.count += size or SAMPLES
             first = next(iter(given), None)
             if first is None:
                 raise InputError("cannot observe the model", expected="at least one sample", got="an empty data set")
@@ -269,6 +280,12 @@ class Observation:
                 raise InputError(
                     "the float model does not run on the data", where=f"signature {key}", got=str(why)
                 ) from why
+            run = {number for number, read in enumerate(sizes) if read}
+            if run <= known.setdefault(tuple(signatures[key][0]), set()):  # Keras exports one function under two names
+                del self.samples[key]
+                continue
+            known[tuple(signatures[key][0])] |= run
+            self.count += min(size or SAMPLES, SAMPLES)
             for (_, it), read in zip(self.places, sizes, strict=True):
                 it.held += 2.0 * read
         return worker

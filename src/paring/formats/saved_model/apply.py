@@ -89,6 +89,12 @@ def apply(
     for copy, original in copies.items():
         originals.setdefault(original, []).append(copy)
     writer = _Writer(changed, stored)
+    added = [
+        (*place[:2], values)
+        for (name, node, index), shift in shifts.items()
+        for place in ((name, node, index), *((copy, node, index) for copy in originals.get(name, ())))
+        if (values := writer.behind(place, shift)) is not None
+    ]  # as the operators are before they change
     rounding = {(place, n): w for name, n, w in rounded for place in (name, *originals.get(name, ()))}
     seats = writer.seats(
         {(place, n, i): d for (name, n, i), d in native.items() for place in (name, *originals.get(name, ()))}

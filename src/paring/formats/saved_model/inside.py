@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,13 +12,13 @@ import numpy as np
 from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.flow import CONSTANT, Source, Use
 from paring.formats.saved_model.model import SavedModel
+from paring.formats.saved_model.native import seat, unfolded
 from paring.formats.saved_model.operators import ROWS
+from paring.formats.saved_model.packed import Packed, unpack
 from paring.formats.saved_model.probe import Point, homes, island
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT32, NAMES, NATIVE, Scope, field
 from paring.formats.saved_model.view import View, view
 from paring.graph import Op
-
-_PACKED = {1: "int4", 2: "sparse float32", 3: "sparse int8"}  # kinds of packed weights, by the number in their header
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,13 @@ class Form:
 
     Attributes:
       name: As reports of quantization call it.
-      decoded: Gives the values that they stand for, None where these are not known.
+      decoded: What they may stand for; nothing where that is not known. An operator with two weights, or a body of several
+        variables, has several scales: those are the weight's that fit it best.
       kept: The weight's dimensions that the layer's result has.
     """
 
     name: str
-    decoded: Callable[[], np.ndarray] | None
+    decoded: tuple[Callable[[], np.ndarray], ...]
     kept: tuple[int, ...] = ()
 
 
@@ -95,29 +96,45 @@ def form_of(models: tuple[SavedModel, SavedModel], layers: Layers, number: int) 
     """What became of a layer's weights."""
     exact, optimized = models
     scope, nodes = layers.paired[number][0]
-    node = nodes[-1]
     op = layers.ops[number]
-    place = max(range(len(layers.view.sources[op.id])), key=lambda n: not layers.view.sources[op.id][n].refused)
-    source, use = layers.view.sources[op.id][place], layers.view.uses[op.id][place]
+    pairs = zip(layers.view.sources[op.id], layers.view.uses[op.id], strict=True)
+    source, use = min(pairs, key=lambda pair: bool(pair[0].refused))
     now = optimized.flow.sources.get(source.id)
     stored = NAMES.get(now.dtype, "float32") if now is not None else _constant_type(optimized, source)
-    name = stored
-    if node.op.startswith(f"{NATIVE}Packed") and now is not None:
-        head = np.asarray(optimized.bundle.read(now.key or "")).reshape(-1)[:12].tobytes()
-        name = _PACKED.get(int.from_bytes(head[8:12], "little"), stored)
-    rounds = field(node, "round_to_bfloat16").b or any(
-        n.op == "Cast" and field(n, "DstT").type == BFLOAT16 and field(n, "SrcT").type == FLOAT32 for n in nodes
+    name, decoded = stored, tuple[Callable[[], np.ndarray], ...]()
+    if now is not None and any(n.op.startswith(f"{NATIVE}Packed") for n in nodes):
+        packed = unpack(optimized.bundle.read(now.key or ""))
+        name, decoded = packed.name, _packed(exact, scope, nodes, source, use, packed)
+    elif now is not None and stored in ("bfloat16", "float16"):
+        decoded = (_reader(optimized, now, np.float32(1)),)
+    elif now is not None and stored == "int8" and now.shape == source.shape:
+        scales = (scale for home in layers.paired[number] for scale in _scales(exact, *home, source, use))
+        decoded = tuple(_reader(optimized, now, scale) for scale in scales)
+    rounds = any(
+        field(n, "round_to_bfloat16").b
+        or (n.op == "Cast" and field(n, "DstT").type == BFLOAT16 and field(n, "SrcT").type == FLOAT32)
+        for n in nodes
     )
     if rounds:
         name = f"bf16-{name}" if name in ("int8", "int4") else f"bf16 x {name}"
-    if stored in ("bfloat16", "float16") and now is not None:
-        return Form(name, lambda: np.asarray(_read(optimized, now)).astype(np.float32), use.kept or ())
-    if stored != "int8" or now is None or now.shape != source.shape:
-        return Form(name, None)
-    scale = _scale(exact, scope, nodes, source, use)
-    if scale is None:
-        return Form(name, None)
-    return Form(name, lambda: np.asarray(_read(optimized, now)).astype(np.float32) * scale, use.kept or ())
+    return Form(name, decoded, use.kept or ())
+
+
+def _reader(model: SavedModel, source: Source, scale: np.ndarray | np.float32) -> Callable[[], np.ndarray]:
+    return lambda: np.asarray(model.bundle.read(source.key or "")).astype(np.float32) * scale
+
+
+def _packed(
+    exact: SavedModel, scope: Scope, nodes: list[Any], source: Source, use: Use, packed: Packed
+) -> tuple[Callable[[], np.ndarray], ...]:
+    """What paring's operator multiplies with; nothing where its scales are no constant."""
+    place = seat(exact.flow, source, use)
+    node = next(n for n in nodes if n.op.startswith(NATIVE))
+    scale = scope.constant(node.input[2])
+    if isinstance(place, str) or scale is None or source.shape is None:
+        return ()
+    shape = source.shape
+    return (lambda: unfolded(place, packed.values * scale, shape),)
 
 
 def _constant_type(model: SavedModel, source: Source) -> str:
@@ -126,37 +143,29 @@ def _constant_type(model: SavedModel, source: Source) -> str:
     return NAMES.get(field(node, "dtype").type, "float32") if node is not None else "float32"
 
 
-def _read(model: SavedModel, source: Source) -> Any:
-    return model.bundle.read(source.key or "")
-
-
-def _scale(
-    exact: SavedModel, scope: Scope, nodes: list[Any], source: Source, use: Use
-) -> np.ndarray | None:  # fmt: skip
-    """The weight's scales, in its own rank, from the constants of what was written; None where none of them is it."""
+def _scales(exact: SavedModel, scope: Scope, nodes: list[Any], source: Source, use: Use) -> Iterator[np.ndarray]:
+    """Constants of what was written that may be the weight's scales, in its own rank."""
     if source.shape is None or use.kept is None or source.kind == CONSTANT:
-        return None
+        return
     before = exact.flow.scopes[use.scope]
     row, node = ROWS[before.by_name[use.node].op], before.by_name[use.node]
     inside = {n.name for n in nodes}
-    for constant in (n for n in nodes if n.op == "Const" and n.name in inside):
+    added = {value.split(":")[0] for n in nodes if n.op == "AddV2" for value in n.input}  # a correction, not scales
+    for constant in (n for n in nodes if n.op == "Const" and n.name in inside - added):
         found = scope.constant(scope.value(constant))
         if found is None or found.dtype != np.float32:
             continue
-        for kept in (use.kept, ()):
+        for kept in {other.kept for other in source.uses if other.kept is not None} | {()}:
             sizes = [size if d in kept else 1 for d, size in enumerate(source.shape)]
-            if found.size != prod(sizes):
+            if found.size != prod(sizes) or use.axes is None:
                 continue
-            scale = found.reshape(sizes)
-            shown = along(scale, source.shape, use.axes) if use.axes is not None else None
-            if shown is None:
-                continue
-            shape = tuple(prod(source.shape[d] for d in group) for group in use.axes or ())
-            after = row.after(node, use.input, shown, shape)
-            if any(other is not None and other.size == found.size and np.array_equal(other.reshape(-1), found.reshape(-1))
-                   for other in (after, shown)):  # fmt: skip
-                return scale
-    return None
+            places = along(np.arange(found.size, dtype=np.float32).reshape(sizes), source.shape, use.axes)
+            shape = tuple(prod(source.shape[d] for d in group) for group in use.axes)
+            for laid in (places, None if places is None else row.after(node, use.input, places, shape)):
+                if laid is not None and laid.size == found.size:
+                    scale = np.empty(found.size, np.float32)
+                    scale[laid.reshape(-1).astype(np.int64)] = found.reshape(-1)
+                    yield scale.reshape(sizes)
 
 
 __all__ = ["Form", "Layers", "form_of", "point"]

@@ -106,6 +106,12 @@ def check_library(folder: Path) -> None:
         ) from error  # fmt: skip
 
 
+def unfolded(place: Seat, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `Seat.matrix`: [inputs, outputs] in the variable's own shape."""
+    order = [*place.order, *(d for d in range(len(shape)) if d not in place.order)]
+    return matrix.reshape([shape[d] for d in order]).transpose(np.argsort(order))
+
+
 def seat(flow: Flow, source: Source, use: Use) -> Seat | str:
     """The place for paring's operator, or why there is none.
 

@@ -47,6 +47,19 @@ class Packed:
     scales: np.ndarray | None = None
     block: int = 0
 
+    @property
+    def name(self) -> str:
+        """The kind in words."""
+        return {INT4: "int4", SPARSE_FLOAT32: "sparse float32", SPARSE_INT8: "sparse int8"}[self.kind]
+
+    @property
+    def values(self) -> np.ndarray:
+        """What it stands for, up to a scale for each output: float32 [K, outputs]."""
+        if self.scales is None:
+            return self.weights.astype(np.float32).T
+        scales = np.repeat(self.scales.astype(np.float32), self.block, axis=0)[: len(self.weights)]
+        return np.asarray(self.weights * scales)
+
 
 def pack_int4(codes: np.ndarray, scales: np.ndarray, block: int, kernel: tuple[int, int] = (1, 1)) -> np.ndarray:
     """Codes of 4 bits in blocks along the inputs -> the blob, int8 [bytes].

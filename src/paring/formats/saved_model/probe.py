@@ -27,6 +27,10 @@ from paring.formats.saved_model.session import Session
 
 _COPY = re.compile(r"(.*)_copy\d+$")
 _LOOPS = ("While", "StatelessWhile", "Enter", "RefEnter")
+_STATEFUL = {
+    "PartitionedCall": "StatefulPartitionedCall", "StatelessWhile": "While", "StatelessIf": "If", "StatelessCase": "Case",
+}  # fmt: skip
+"""What calls functions that do nothing but compute, and the same for functions that do more: Python looks in now."""
 
 
 @dataclass(frozen=True)
@@ -205,8 +209,10 @@ class _Writer:
             for node in scope.nodes:
                 if node.op in _LOOPS:
                     node.attr["parallel_iterations"].i = 1
+                node.op = _STATEFUL.get(node.op, node.op)
                 _uncompiled(node.attr)
             if scope.function is not None:
+                scope.function.signature.is_stateful = True
                 _uncompiled(scope.function.attr)
         self._chain()
         found = [
