@@ -395,7 +395,7 @@ def test_what_is_written_was_run_and_says_what_it_needs(layers: Layers, tmp_path
 
     words = ["paring", "quantize", str(tmp_path / "layers"), "-o", str(tmp_path / "out"), "-r", "bf16-int8"]
     monkeypatch.setattr("sys.argv", [*words, "--runtime", "native", "--json"])
-    with pytest.raises(SystemExit, match="^0$"):
+    with pytest.raises(SystemExit, match=r"^0$"):
         main()
     report = json.loads(capsys.readouterr().out)
     assert report["runtime"] == "native" and any("import paring.tensorflow" in note for note in report["notes"])
@@ -482,7 +482,9 @@ def test_trained_models_keep_their_grids_and_roundings(
     before, shown = model.get_weights(), model.predict(data, verbose=0)
     for runtime in ("portable", "native"):
         verified = became.startswith("weight-only bf16-int8") and runtime == "native"
-        result = paring.export(model, tmp_path / runtime, data[:4] if verified else None, runtime=runtime, verified=verified)
+        result = paring.export(
+            model, tmp_path / runtime, data[:4] if verified else None, runtime=runtime, verified=verified
+        )
         if verified:
             assert result.report.verification is not None
             assert max(result.report.verification.difference.values()) < 1e-5
