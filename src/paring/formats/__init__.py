@@ -54,7 +54,11 @@ def _converted(source: Any) -> TfliteModel:
 
     folder = tempfile.TemporaryDirectory(prefix="paring-")
     out = Path(folder.name) / "converted.tflite"
-    notes = to_tflite(source, out)
+    try:
+        notes = to_tflite(source, out)
+    except BaseException:
+        folder.cleanup()
+        raise
     model = TfliteModel.open(out)
     model.path = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     model.notes = tuple(notes or ())
