@@ -181,6 +181,8 @@ CASES = st.builds(
     seed=st.integers(0, 2**20),
 ).map(lambda c: replace(c, block=0) if c.bits == 8 else replace(c, transposed=False))
 ONE = Case(m=1, k=300, n=600, threads=2)
+# Of a size that is cut into ranges of k.
+LARGE = Case(m=1, k=1101, n=4101, threads=2)
 MANY = Case(m=70, k=300, n=600, threads=2, round=True)
 
 
@@ -194,7 +196,10 @@ def needs(isa: str, there: bool) -> None:
 @settings(max_examples=120, deadline=None)
 @example(case=ONE)
 @example(case=replace(ONE, transposed=True, k=333, n=4101))
-@example(case=replace(ONE, bits=4, block=32, n=4101))
+@example(case=replace(ONE, transposed=True, m=3, round=True, apart=1))
+@example(case=LARGE)
+@example(case=replace(LARGE, bits=4, block=32, round=True))
+@example(case=replace(LARGE, bits=4, block=7))
 @example(case=replace(ONE, bits=4, block=7, n=33))
 @example(case=MANY)
 @example(case=replace(MANY, transposed=True, k=333, n=333))
@@ -209,7 +214,15 @@ def test_products_agree_with_numpy(isa: str, native, case: Case):
 
 @EVERY_ISA
 @pytest.mark.parametrize(
-    "case", [ONE, replace(ONE, bits=4, block=32), MANY, replace(MANY, bits=4, block=32), replace(MANY, m=3, n=2100)]
+    "case",
+    [
+        LARGE,
+        replace(LARGE, bits=4, block=32),
+        replace(ONE, m=2, transposed=True),
+        MANY,
+        replace(MANY, bits=4, block=32),
+        replace(MANY, m=3, n=2100),
+    ],
 )
 def test_the_number_of_threads_changes_nothing(isa: str, native, case: Case):
     with isa_set(isa) as there:

@@ -57,6 +57,8 @@ def test_every_command_of_the_page_runs(page, demo, tmp_path, capsys, monkeypatc
         request.getfixturevalue("native")
     if any(call in page.read_text(encoding="utf-8") for call in ("bench_algorithms(", "saved_model.save(")):
         request.getfixturevalue("tensorflow")
+    if "--runtime native" in page.read_text(encoding="utf-8"):
+        request.getfixturevalue("operators")
     monkeypatch.chdir(tmp_path)
     for kind, text in blocks(page):
         if kind != "console" and (name := re.match(r"# (\S+\.(?:yaml|py))\n", text)):

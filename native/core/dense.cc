@@ -96,9 +96,8 @@ class Scratch {
   char* take(size_t bytes) {
     if (bytes > bytes_) {
       std::free(at_);
-      at_ = nullptr, bytes_ = 0;
-      if (posix_memalign(reinterpret_cast<void**>(&at_), 64, bytes)) at_ = nullptr;
-      else bytes_ = bytes;
+      at_ = static_cast<char*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      bytes_ = at_ ? bytes : 0;
     }
     return at_;
   }
@@ -156,14 +155,19 @@ void panel_row(const Product& d, const DenseTiles& t, int64_t m, int64_t k0, int
     t.panel(d.x(m * d.p.x_row + k0), d.p.x_bf16, round, k1 - k0, out);
   } else {
     const paring_product_conv& c = *d.conv;
-    int64_t image = m / c.out_w / c.out_h, line0 = m / c.out_w % c.out_h * c.stride_h - c.pad_top, column0 = m % c.out_w * c.stride_w - c.pad_left;
+    const int64_t image = m / c.out_w / c.out_h, line0 = m / c.out_w % c.out_h * c.stride_h - c.pad_top, column0 = m % c.out_w * c.stride_w - c.pad_left;
+    // A line of the kernel reads neighbours, unless it is dilated: then each tap does.
+    const int64_t taps = c.dilation_w == 1 ? c.kernel_w : 1, run = taps * c.inputs, across = int64_t(c.w) * c.inputs;
     for (int64_t k = k0; k < k1;) {
-      int64_t tap = k / c.inputs, input = k % c.inputs, count = std::min(k1 - k, c.inputs - input);
-      int64_t line = line0 + tap / c.kernel_w * c.dilation_h, column = column0 + tap % c.kernel_w * c.dilation_w;
+      int64_t tap = k / run * taps, first = k % run, count = std::min(k1 - k, run - first);
+      int64_t line = line0 + tap / c.kernel_w * c.dilation_h, from = (column0 + tap % c.kernel_w * c.dilation_w) * c.inputs + first;
       char* to = out + (k - k0) * size;
-      if (line < 0 || line >= c.h || column < 0 || column >= c.w) std::memset(to, 0, size_t(count * size));
-      else t.panel(d.x(((image * c.h + line) * c.w + column) * c.inputs + input), d.p.x_bf16, round, count, to);
       k += count;
+      int64_t before = std::min(count, std::max<int64_t>(0, -from)), there = std::min(count, across - from) - before;
+      if (line < 0 || line >= c.h || there <= 0) before = count, there = 0;
+      if (before) std::memset(to, 0, size_t(before * size));
+      if (there) t.panel(d.x((image * c.h + line) * across + from + before), d.p.x_bf16, round, there, to + before * size);
+      if (before + there < count) std::memset(to + (before + there) * size, 0, size_t((count - before - there) * size));
     }
   }
   if (t.pairs && (k1 - k0) % 2) std::memset(out + (k1 - k0) * size, 0, size_t(size));
@@ -171,7 +175,7 @@ void panel_row(const Product& d, const DenseTiles& t, int64_t m, int64_t k0, int
 
 // -- several rows --------------------------------------------------------------------------------------------------------
 
-constexpr int64_t most_rows = 96, most_columns = 512;   // of a task: its sums and panel stay in the second-level cache
+constexpr int64_t most_rows = 192, most_sums = 48 << 10;   // of a task: its sums and panel stay in the second-level cache
 
 struct Segment { int start, count; const float* scale; };   // of a strip's k: what shares block scales
 
@@ -266,8 +270,8 @@ struct Tiled {
 
 int run_tiles(const Product& d, int threads) {
   const DenseTiles& t = tiles_for(d.p);
-  const int64_t strips = up(d.p.n, int64_t(t.lanes) << (t.widths - 1)), wanted = threads > 1 ? threads * 3 : 1;
-  int64_t rows = up(d.m, most_rows), columns = up(d.p.n, most_columns);
+  const int64_t wide = int64_t(t.lanes) << (t.widths - 1), strips = up(d.p.n, wide), wanted = threads > 1 ? threads * 3 : 1;
+  int64_t rows = up(d.m, most_rows), columns = up(strips, most_sums / wide / up(d.m, rows));
   if (rows * columns < wanted) columns = std::min(strips, up(wanted, rows));
   if (rows * columns < wanted) rows = std::min(up(d.m, dense_rows), up(wanted, columns));
   Tiled tiled = {d, t, rows, columns};
@@ -276,7 +280,7 @@ int run_tiles(const Product& d, int threads) {
   return failed;
 }
 
-// -- one row ---------------------------------------------------------------------------------------------------------------
+// -- one row, or a few -----------------------------------------------------------------------------------------------------
 
 // Weights come from memory, and memory is fastest where neighbours are read one after the other. So tasks take all columns (up
 // to what the caches hold of sums) of a range of k, and sums of the ranges are added up in the end: which ranges there are
@@ -290,7 +294,7 @@ struct OneRow {
   const DenseRow& r;
   const void* x;                  // floats, or bfloat16 where there is row4_pairs
   int64_t chunks, parts, unit;    // ranges of columns; ranges of k, in units
-  float* sums;                    // [parts][stride]
+  float* sums;                    // [parts][stride], of weights [n][k] [m][stride]
   int64_t stride;
 
   bool run(int64_t task) const {
@@ -300,7 +304,7 @@ struct OneRow {
     Flushing flushing;
     float* to = sums + part * stride + n0;
     if (p.transposed) {
-      r.dots(static_cast<const float*>(x), static_cast<const int8_t*>(p.w) + n0 * d.k, d.k, d.k, n, to);
+      r.dots(static_cast<const float*>(x), int(d.m), static_cast<const int8_t*>(p.w) + n0 * d.k, d.k, d.k, n, to, stride);
       return true;
     }
     const int64_t room = up(n, 64) * 64, whole = n / r.lanes * r.lanes;
@@ -355,11 +359,11 @@ int run_row(const Product& d, int threads) {
     one.parts = std::max<int64_t>(1, std::min({row_tasks / one.chunks, d.k * p.n * p.bits / 8 / row_bytes, up(d.k, one.unit)}));
   }
   static thread_local Scratch shared;   // not `scratch`: this thread has tasks of its own
-  char* at = shared.take(size_t(4 * (d.k + 1 + one.parts * one.stride) + 2 * 64));
+  char* at = shared.take(size_t(4 * (d.m * d.k + 1 + d.m * one.parts * one.stride) + 2 * 64));
   if (!at) return 1;
-  auto* x = piece<float>(at, size_t(d.k + 1));
-  one.sums = piece<float>(at, size_t(one.parts * one.stride));
-  t.panel(p.x, p.x_bf16, p.round, d.k, x);
+  auto* x = piece<float>(at, size_t(d.m * d.k + 1));
+  one.sums = piece<float>(at, size_t(d.m * one.parts * one.stride));
+  for (int64_t m = 0; m < d.m; m++) t.panel(d.x(m * p.x_row), p.x_bf16, p.round, d.k, x + m * d.k);
   if (r.row4_pairs) reinterpret_cast<uint16_t*>(x)[d.k] = 0;
   one.x = x;
   std::atomic<bool> failed{false};
@@ -368,7 +372,7 @@ int run_row(const Product& d, int threads) {
   Flushing flushing;
   for (int64_t part = 1; part < one.parts; part++)
     for (int64_t n = 0; n < p.n; n++) one.sums[n] += one.sums[part * one.stride + n];
-  t.finish(one.sums, d.scale(0), p.n, p.y_bf16, p.y);
+  for (int64_t m = 0; m < d.m; m++) t.finish(one.sums + m * one.stride, d.scale(0), p.n, p.y_bf16, d.y(m, 0));
   return 0;
 }
 
@@ -377,7 +381,7 @@ int run(const Product& d, int threads) {
   // Waking another thread takes as long as some ten thousand products.
   double work = double(d.m) * double(d.p.n) * double(std::max<int64_t>(d.k, 1));
   threads = int(std::max(1.0, std::min(double(threads), work / (1 << 16))));
-  return d.m == 1 && !d.conv ? run_row(d, threads) : run_tiles(d, threads);
+  return !d.conv && d.m <= (d.p.transposed ? dense_dots : 1) ? run_row(d, threads) : run_tiles(d, threads);
 }
 
 }  // namespace

@@ -4,8 +4,9 @@
 //   y[m][n] = scale[n] * sum_k x[m][k] * w[k][n]
 //   in blocks: scale[n] * sum over blocks b of s[b][n] * sum over the block's k of x[m][k] * w[k][n]
 //
-// Sums are float32 in an order that does not depend on the number of threads. Numbers below the least normal one count as
-// zero. NaN and infinities of x go through as in the plain loop. Pointers need the alignment of their elements only.
+// Sums are float32, in an order that depends on shapes and processor but not on the number of threads. Numbers below the least
+// normal one may count as zero. NaN and infinities of x go through as in the plain loop. Pointers need the alignment of their
+// elements only.
 #pragma once
 #include "paring.h"
 
@@ -38,7 +39,8 @@ typedef struct paring_product_conv {
 } paring_product_conv;
 
 // In at most `threads` threads of the pool, the caller's among them; may be called by several threads at once. Working memory
-// is small (below 1 MB a thread, and a copy of x where m is 1) and kept by each thread. 0 on success, 1 where memory ran out.
+// is a thread's own and kept for its next product: about half a megabyte, with a copy of x where that has a few rows only.
+// 0 on success, 1 where memory ran out.
 PARING_API int paring_product_run(const paring_product*, int32_t threads);
 PARING_API int paring_product_conv_run(const paring_product_conv*, int32_t threads);
 

@@ -11,6 +11,7 @@
 namespace paring {
 
 constexpr int dense_widths = 3, dense_rows = 12, dense_columns = 64;   // at most: widths of tiles, rows and columns of one
+constexpr int dense_dots = 4;
 
 // sums[row][column] += scale[column] * sum over k of panel * strip; a null scale is ones.
 using DenseTile = void (*)(const void* panel, const void* strip, int k, const float* scale, float* sums);
@@ -34,7 +35,7 @@ struct DenseTiles {
   void (*finish)(const float* sums, const float* scale, int64_t count, int bf16, void* y);
 };
 
-// One row of x, as floats. n: multiples of `lanes`.
+// One row of x, as floats; where weights lie along k, a few. n: multiples of `lanes`.
 struct DenseRow {
   int lanes;
   // sums[column] += sum over k of x * w
@@ -43,8 +44,8 @@ struct DenseRow {
   void (*row4)(const float* x, const uint8_t* w, ptrdiff_t row, int odd, int64_t k, int n, const float* scale, float* sums);
   // The same with bfloat16, from the low nibble on, an odd k of x followed by a zero; null where there is none.
   void (*row4_pairs)(const uint16_t* x, const uint8_t* w, ptrdiff_t row, int64_t k, int n, const float* scale, float* sums);
-  // sums[i] = sum over k of x * w[i] for n rows of weights (any n).
-  void (*dots)(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, int64_t n, float* sums);
+  // sums[r][i] = sum over k of x[r] * w[i] for up to dense_dots rows of x, k apart, and n of weights (any n).
+  void (*dots)(const float* x, int m, const int8_t* w, ptrdiff_t row, int64_t k, int64_t n, float* sums, int64_t sums_row);
 };
 
 namespace portable { const DenseTiles& dense_tiles(); const DenseRow& dense_row(); }

@@ -10,10 +10,10 @@ namespace {
 constexpr int line = 64, piece = width == 4 ? 32 : line;   // columns of a cache line of int8, and of what is summed in registers
 
 // Lines of the same columns lie apart by the length of a row, which often puts all of them into one set of the nearest cache:
-// each is read up before the next one. The weights of the next but one group are fetched meanwhile, as the hardware's own
+// each is read up before the next one. The weights of the next group are fetched meanwhile, as the hardware's own
 // prefetching ends with a page.
 template <int G> PARING_INLINE void fetch(const void* w, ptrdiff_t row, int c) {
-  if (c % line == 0) UNROLL for (int g = 0; g < G; g++) __builtin_prefetch(static_cast<const char*>(w) + (2 * G + g) * row + c, 0, 2);
+  if (c % line == 0) UNROLL for (int g = 0; g < G; g++) __builtin_prefetch(static_cast<const char*>(w) + (G + g) * row + c, 0, 2);
 }
 
 // Calls f(V, c) for vectors of columns: V of them at once, then one by one.
@@ -117,29 +117,42 @@ void row4_pairs(const uint16_t* x, const uint8_t* w, ptrdiff_t row, int64_t k, i
 constexpr void (*row4_pairs)(const uint16_t*, const uint8_t*, ptrdiff_t, int64_t, int, const float*, float*) = nullptr;
 #endif
 
-// R rows of weights along k, in two sums each.
-template <int R> PARING_INLINE void dot(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, float* sums) {
-  F a[R][2];
-  UNROLL for (int r = 0; r < R; r++) a[r][0] = a[r][1] = all(0);
+// R rows of weights and M of x along k; a single one of x in two sums, to have enough of them under way.
+template <int R, int M> PARING_INLINE void dot(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, float* sums, int64_t sums_row) {
+  constexpr int S = M == 1 ? 2 : 1;
+  F a[R][M][S];
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int m = 0; m < M; m++)
+      UNROLL for (int i = 0; i < S; i++) a[r][m][i] = all(0);
   int64_t j = 0;
-  for (; j + 2 * width <= k; j += 2 * width) {
-    if (j % line == 0) UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(w + (4 * R + r) * row + j, 0, 2);
-    UNROLL for (int i = 0; i < 2; i++) {
-      F b = load(x + j + i * width);
-      UNROLL for (int r = 0; r < R; r++) a[r][i] = madd(b, from_int8(w + r * row + j + i * width), a[r][i]);
+  for (; j + S * width <= k; j += S * width) {
+    if (j % line == 0) UNROLL for (int r = 0; r < R; r++) __builtin_prefetch(w + (16 + r) * row + j, 0, 2);
+    UNROLL for (int i = 0; i < S; i++) {
+      F b[R];
+      UNROLL for (int r = 0; r < R; r++) b[r] = from_int8(w + r * row + j + i * width);
+      UNROLL for (int m = 0; m < M; m++) {
+        F c = load(x + m * k + j + i * width);
+        UNROLL for (int r = 0; r < R; r++) a[r][m][i] = madd(c, b[r], a[r][m][i]);
+      }
     }
   }
-  UNROLL for (int r = 0; r < R; r++) {
-    float sum = total(add(a[r][0], a[r][1]));
-    for (int64_t i = j; i < k; i++) sum += x[i] * float(w[r * row + i]);
-    sums[r] = sum;
-  }
+  UNROLL for (int r = 0; r < R; r++)
+    UNROLL for (int m = 0; m < M; m++) {
+      float sum = total(S == 2 ? add(a[r][m][0], a[r][m][S - 1]) : a[r][m][0]);
+      for (int64_t i = j; i < k; i++) sum += x[m * k + i] * float(w[r * row + i]);
+      sums[m * sums_row + r] = sum;
+    }
 }
 
-void dots(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, int64_t n, float* sums) {
-  constexpr int R = 4;
-  for (; n >= R; n -= R, w += R * row, sums += R) dot<R>(x, w, row, k, sums);
-  for (; n > 0; n--, w += row, sums++) dot<1>(x, w, row, k, sums);
+template <int M> void dots_of(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, int64_t n, float* sums, int64_t sums_row) {
+  constexpr int R = M > 2 ? 2 : 4;
+  for (; n >= R; n -= R, w += R * row, sums += R) dot<R, M>(x, w, row, k, sums, sums_row);
+  for (; n > 0; n--, w += row, sums++) dot<1, M>(x, w, row, k, sums, sums_row);
+}
+
+void dots(const float* x, int m, const int8_t* w, ptrdiff_t row, int64_t k, int64_t n, float* sums, int64_t sums_row) {
+  constexpr decltype(dots_of<1>)* of[dense_dots] = {dots_of<1>, dots_of<2>, dots_of<3>, dots_of<4>};
+  of[m - 1](x, w, row, k, n, sums, sums_row);
 }
 
 constexpr DenseRow table = {width, row8, row4, row4_pairs, dots};

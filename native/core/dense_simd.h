@@ -2,6 +2,10 @@
 #pragma once
 #include "simd.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace paring {
 namespace PARING_TARGET {
 
@@ -57,9 +61,17 @@ PARING_INLINE float total(F a) {
 typedef int8_t Bytes __attribute__((vector_size(4)));
 typedef int32_t Ints __attribute__((vector_size(16)));
 PARING_INLINE Ints ints_from(const void* p) {
+#if defined(__SSE2__)   // GCC takes the vector apart
+  int32_t four;
+  __builtin_memcpy(&four, p, 4);
+  __m128i b = _mm_cvtsi32_si128(four);
+  b = _mm_unpacklo_epi8(b, b);
+  return Ints(_mm_srai_epi32(_mm_unpacklo_epi16(b, b), 24));
+#else
   Bytes b;
   __builtin_memcpy(&b, p, 4);
   return __builtin_convertvector(b, Ints);
+#endif
 }
 PARING_INLINE F from_int8(const int8_t* p) { return __builtin_convertvector(ints_from(p), F); }
 PARING_INLINE void from_int4(const uint8_t* p, F* low, F* high) {

@@ -3,10 +3,6 @@
 #include "dense_kernels.h"
 #include "dense_simd.h"
 
-#if defined(__SSE2__)
-#include <emmintrin.h>
-#endif
-
 namespace paring {
 namespace PARING_TARGET {
 namespace {
@@ -108,7 +104,8 @@ void halves(const uint16_t* x, int64_t count, float* out) {
 // -- weights -----------------------------------------------------------------------------------------------------------
 
 // Rows to fetch weights ahead: a strip takes one cache line of each, in pages of their own, which the hardware does not foresee.
-// Into the second-level cache, as lines a page apart would push each other out of the first.
+// Into the second-level cache, as lines a page apart would push each other out of the first; the line of a row's last byte, as
+// the strip before has fetched what begins within a line.
 constexpr int ahead = 64;
 
 #if defined(__AVX512BF16__)
@@ -118,7 +115,7 @@ PARING_INLINE __m512i pair(F even, F odd) { return _mm512_or_si512(_mm512_srli_e
 void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
   auto* to = static_cast<__m512i*>(strip);
   for (; k >= 2; k -= 2, w += 2 * row) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2), __builtin_prefetch(w + (ahead + 1) * row + c, 0, 2);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c + 63, 0, 2), __builtin_prefetch(w + (ahead + 1) * row + c + 63, 0, 2);
     for (int c = 0; c < columns; c += width) *to++ = pair(from_int8(w + c), from_int8(w + row + c));
   }
   if (k) for (int c = 0; c < columns; c += width) *to++ = pair(from_int8(w + c), all(0));
@@ -127,7 +124,7 @@ void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
 void strip4(const uint8_t* w, ptrdiff_t row, int, int k, int columns, const float*, void* strip) {
   auto* to = static_cast<__m512i*>(strip);
   for (int j = 0; j < k; j += 2, w += row) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c + 63, 0, 2);
     for (int c = 0; c < columns; c += width) *to++ = pairs_from_int4(w + c);
   }
 }
@@ -135,7 +132,7 @@ void strip4(const uint8_t* w, ptrdiff_t row, int, int k, int columns, const floa
 void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
   auto* to = static_cast<float*>(strip);
   for (int j = 0; j < k; j++, w += row) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c + 63, 0, 2);
     for (int c = 0; c < columns; c += width, to += width) store(to, from_int8(w + c));
   }
 }
@@ -143,7 +140,7 @@ void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
 void strip4(const uint8_t* w, ptrdiff_t row, int odd, int k, int columns, const float* scale, void* strip) {
   auto* to = static_cast<float*>(strip);
   for (int j = odd; j < k + odd; w += row, j += 2 - (j & 1)) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c + 63, 0, 2);
     bool even = !(j & 1), both = even && j + 1 < k + odd;
     for (int c = 0; c < columns; c += width) {
       F low, high, s = scale ? load(scale + c) : all(1);
@@ -163,6 +160,7 @@ void turn(const int8_t* w, ptrdiff_t row, int k, int n, int columns, int8_t* out
 #if defined(__SSE2__)
     if (there == 16) for (; j + 16 <= k; j += 16) {
       // Four rounds of interleaving rows i and i + 8 turn 16 x 16 bytes.
+      if (j % 64 == 0) UNROLL for (int i = 16; i < 32; i++) __builtin_prefetch(w + (c + i) * row + j, 0, 2);   // the next columns
       __m128i a[16], b[16];
       UNROLL for (int i = 0; i < 16; i++) a[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(w + (c + i) * row + j));
       UNROLL for (int round = 0; round < 4; round++) {

@@ -61,8 +61,10 @@ constexpr int64_t worth_threads = 1 << 16;   // elements to convert
 
 const float* scale_of(const Tensor& scale, int64_t outputs, const Shape& also = {}) {
   Shape shape = scale.shape();
-  if (shape != Shape{outputs} && (also.empty() || shape != also))
-    fail(invalid_argument, "scale: expected the shape %s%s%s, one for each output, got %s", text({outputs}).c_str(), also.empty() ? "" : " or ", also.empty() ? "" : text(also).c_str(), text(shape).c_str());
+  if (shape != Shape{outputs} && (also.empty() || shape != also)) {
+    std::string wanted = text({outputs}) + (also.empty() ? "" : " or " + text(also));
+    fail(invalid_argument, "scale: expected the shape %s, one for each output, got %s", wanted.c_str(), text(shape).c_str());
+  }
   return static_cast<const float*>(scale.data());
 }
 
@@ -71,7 +73,8 @@ void check(int result) {
 }
 
 int32_t small(int64_t n, const char* what) {
-  if (n > std::numeric_limits<int32_t>::max()) fail(invalid_argument, "%s: expected less than 2^31, got %lld", what, static_cast<long long>(n));
+  if (n > std::numeric_limits<int32_t>::max())
+    fail(invalid_argument, "%s: expected less than 2^31, got %lld", what, static_cast<long long>(n));
   return int32_t(n);
 }
 
@@ -97,7 +100,8 @@ Shape broadcast(const Shape& a, const Shape& b) {
   auto take = [&](const Shape& one) {
     for (size_t i = 0; i < one.size(); i++) {
       int64_t& d = both[both.size() - one.size() + i];
-      if (d != one[i] && d != 1 && one[i] != 1) fail(invalid_argument, "expected batches of x and weights that broadcast, got %s and %s", text(a).c_str(), text(b).c_str());
+      if (d != one[i] && d != 1 && one[i] != 1)
+        fail(invalid_argument, "expected batches of x and weights that broadcast, got %s and %s", text(a).c_str(), text(b).c_str());
       if (one[i] != 1) d = one[i];
     }
   };
@@ -132,11 +136,19 @@ Product::Window Product::window(const Shape& x, int64_t kernel_h, int64_t kernel
   if (x.size() != 4) fail(invalid_argument, "x: expected [images, height, width, channels], got %s", text(x).c_str());
   if (x[3] != inputs) {
     bool grouped = inputs > 0 && x[3] % inputs == 0;
-    fail(grouped ? unimplemented : invalid_argument, "x: expected %lld channels, got %s%s", static_cast<long long>(inputs), text(x).c_str(), grouped ? ": grouped convolutions have no kernel" : "");
+    const char* why = grouped ? ": grouped convolutions have no kernel" : "";
+    fail(grouped ? unimplemented : invalid_argument, "x: expected %lld channels, got %s%s", static_cast<long long>(inputs), text(x).c_str(), why);
   }
-  Window v = {small(x[0], "images"), small(x[1], "height"), small(x[2], "width"), small(x[3], "channels"), small(kernel_h, "kernel height"), small(kernel_w, "kernel width"), 0, 0, 0, 0, 0, 0};
+  Window v = {};
+  v.images = small(x[0], "images");
+  v.h = small(x[1], "height");
+  v.w = small(x[2], "width");
+  v.channels = small(x[3], "channels");
+  v.kernel_h = small(kernel_h, "kernel height");
+  v.kernel_w = small(kernel_w, "kernel width");
   for (int axis = 0; axis < 2; axis++) {
-    int64_t size = x[size_t(1 + axis)], reach = ((axis ? kernel_w : kernel_h) - 1) * int64_t(dilation_[axis]) + 1, step = stride_[axis], before = 0, after = 0, out;
+    int64_t size = x[size_t(1 + axis)], step = stride_[axis], before = 0, after = 0, out;
+    int64_t reach = ((axis ? kernel_w : kernel_h) - 1) * int64_t(dilation_[axis]) + 1;
     if (padding_ == Padding::same) {
       out = (size + step - 1) / step;
       int64_t around = std::max<int64_t>(0, (out - 1) * step + reach - size);
@@ -145,7 +157,9 @@ Product::Window Product::window(const Shape& x, int64_t kernel_h, int64_t kernel
     } else {
       if (padding_ == Padding::explicit_sizes) { before = pad_[2 * axis]; after = pad_[2 * axis + 1]; }
       int64_t room = size + before + after - reach + step;
-      if (room < 0) fail(invalid_argument, "x: expected images that hold a kernel of %lld positions, got %s", static_cast<long long>(reach), text(x).c_str());
+      if (room < 0)
+        fail(invalid_argument, "x: expected images that hold a kernel of %lld positions, got %s",
+             static_cast<long long>(reach), text(x).c_str());
       out = room / step;
     }
     (axis ? v.left : v.top) = small(before, "padding");
@@ -189,7 +203,9 @@ void Product::matmul(TF_OpKernelContext* context, Call& c) const {
   size_t least = ws.size() == 2 ? 1 : 2;
   if (xs.size() < least) fail(invalid_argument, "x: expected rank %d or more, got %s", int(least), text(xs).c_str());
   int64_t k = ws[ws.size() - (transpose_ ? 1 : 2)], n = ws[ws.size() - (transpose_ ? 2 : 1)];
-  if (xs.back() != k) fail(invalid_argument, "x: expected %lld values to multiply with weights %s, got %s", static_cast<long long>(k), text(ws).c_str(), text(xs).c_str());
+  if (xs.back() != k)
+    fail(invalid_argument, "x: expected %lld values to multiply with weights %s, got %s",
+         static_cast<long long>(k), text(ws).c_str(), text(xs).c_str());
   Shape w_batch(ws.begin(), ws.end() - 2), own_scales = w_batch;
   own_scales.insert(own_scales.end(), {1, n});
   c.scales = scale_of(c.scale, n, own_scales);
@@ -260,13 +276,16 @@ void Product::packed(TF_OpKernelContext* context, Call& c) {
   const Shape& xs = c.x_shape;
   if (c.w_shape.size() != 1) fail(invalid_argument, "packed: expected a vector of bytes, got the shape %s", text(c.w_shape).c_str());
   Blob blob = read_blob(c.weights.data(), c.w_shape[0]);
-  if (dynamic_ && blob.kind != Blob::sparse_int8) fail(invalid_argument, "packed: expected sparse int8 weights for dynamic activations, got kind %d", int(blob.kind));
+  if (dynamic_ && blob.kind != Blob::sparse_int8)
+    fail(invalid_argument, "packed: expected sparse int8 weights for dynamic activations, got kind %d", int(blob.kind));
   c.scales = scale_of(c.scale, blob.outputs);
   Window v;
   Shape ys = xs;
   if (form_ == Form::packed_matmul) {
-    if (blob.kernel_h != 1 || blob.kernel_w != 1) fail(invalid_argument, "packed: expected a matrix, got a kernel of %d x %d", int(blob.kernel_h), int(blob.kernel_w));
-    if (xs.empty() || xs.back() != blob.inputs) fail(invalid_argument, "x: expected %d values to multiply with the packed weights, got %s", int(blob.inputs), text(xs).c_str());
+    if (blob.kernel_h != 1 || blob.kernel_w != 1)
+      fail(invalid_argument, "packed: expected a matrix, got a kernel of %d x %d", int(blob.kernel_h), int(blob.kernel_w));
+    if (xs.empty() || xs.back() != blob.inputs)
+      fail(invalid_argument, "x: expected %d values to multiply with the packed weights, got %s", int(blob.inputs), text(xs).c_str());
     ys.pop_back();
     v = {small(elements(ys), "rows"), 1, 1, blob.inputs, 1, 1, 0, 0, 0, 0, 1, 1};
     ys.push_back(blob.outputs);

@@ -379,7 +379,11 @@ TARGETS: Mapping[str, Target] = {
             ),
         ),
         # TensorFlow's MatMul and Conv2D have dense weights only.
-        Target("savedmodel", "a SavedModel in TensorFlow: nothing yet", "TensorFlow multiplies with every weight"),
+        Target(
+            "savedmodel",
+            "a SavedModel in stock TensorFlow: nothing; with --runtime native its kernels are those of the x86 targets",
+            "stock TensorFlow multiplies with every weight",
+        ),
         # coral.ai/docs/edgetpu/models-intro: fully int8 models, compiled; DENSIFY is not among the operators it lists.
         Target(
             "edge-tpu",

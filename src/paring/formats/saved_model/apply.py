@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from paring.formats.saved_model.axes import along
-from paring.formats.saved_model.bundle import OBJECTS
 from paring.formats.saved_model.clone import separate
 from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source, Use
 from paring.formats.saved_model.loops import Loops
@@ -23,6 +22,7 @@ from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import Seat, dense, factors, put, seat, shortened
 from paring.formats.saved_model.operators import ROWS, picked
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field, result_type
+from paring.formats.saved_model.share import share
 
 TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16, "float32": FLOAT32}
 SourceId = tuple[str, str]
@@ -99,6 +99,12 @@ def apply(
     seats = writer.seats(
         {(place, n, i): d for (name, n, i), d in native.items() for place in (name, *originals.get(name, ()))}
     )
+    added = [
+        (*place[:2], values)
+        for (name, node, index), shift in shifts.items()
+        for place in ((name, node, index), *((copy, node, index) for copy in originals.get(name, ())))
+        if (values := writer.behind(place, shift)) is not None
+    ]  # as the operators are before they change
     for name, node, weights in ((*at, w) for at, w in rounding.items()):
         if not any((name, node, index) in seats for index in weights):
             writer.round(writer.flow.scopes[name], writer.flow.scopes[name].by_name[node], weights)
@@ -119,7 +125,7 @@ def apply(
         source = writer.flow.sources[id_]
         if source.key is not None:
             written[source.key], sizes[source.key] = weight.array, weight.codes.nbytes
-    changed.dropped = frozenset(_share(changed, writer.flow, twins, written))
+    changed.dropped = frozenset(share(changed, writer.flow, twins, written))
     changed.values, changed.sizes = written, sizes
     vars(changed).pop("flow")
     return changed
@@ -402,43 +408,3 @@ def _forget_shape(node: Any, index: int, stored: Stored) -> None:
 def _set_shape(shape: Any, size: int) -> None:
     shape.Clear()
     shape.dim.add(size=size)
-
-
-def _share(
-    model: SavedModel, flow: Flow, twins: Mapping[SourceId, SourceId], values: dict[str, Callable[[], Any]]
-) -> list[str]:
-    """Stores twins once: restores read one key, and both object graphs know one object. Gives the keys that go."""
-    pairs = [(flow.sources[a], flow.sources[b]) for a, b in twins.items()]
-    keys = {str(twin.key): str(kept.key) for twin, kept in pairs}
-    if not keys:
-        return []
-    from tensorflow import make_tensor_proto
-
-    renamed = {twin.encode(): kept.encode() for twin, kept in keys.items()}
-    for scope in flow.scopes.values():
-        for node in scope.nodes:
-            if node.op == "RestoreV2" and (old := scope.constant(node.input[1])) is not None:
-                names, _ = scope.source(node.input[1])
-                found = [renamed.get(name, name) for name in old.reshape(-1)]
-                names.attr["value"].tensor.CopyFrom(make_tensor_proto(found))
-    saved, checkpoint = model.meta.object_graph_def, model.object_graph()
-    for twin, kept in pairs:
-        assert twin.object is not None and kept.object is not None
-        for graph in (saved, checkpoint):
-            for parent in graph.nodes:
-                for child in parent.children:
-                    if child.node_id == twin.object:
-                        child.node_id = kept.object
-        for function in saved.concrete_functions.values():
-            for place, number in enumerate(function.bound_inputs):
-                if number == twin.object:
-                    function.bound_inputs[place] = kept.object
-        checkpoint.nodes[twin.object].Clear()
-        empty = saved.nodes[twin.object]
-        empty.Clear()
-        empty.user_object.identifier = "_generic_user_object"
-        empty.user_object.version.producer = empty.user_object.version.min_consumer = 1
-    values[OBJECTS] = checkpoint.SerializeToString
-    for key in keys:
-        values.pop(key, None)
-    return list(keys)
