@@ -186,9 +186,8 @@ def test_four_bits_in_blocks_are_rounded_by_data(kinds: Path, operators: ModuleT
         result = paring.optimize(kinds, recipe(settings), data, output=tmp_path / name, runtime="native")
         assert result.report.verification is not None
         found[name] = result.report.verification.difference
-    assert all(found["gptq"][key] < 0.85 * found["nearest"][key] for key in ("dense", "conv", "conv1d", "joined")), (
-        found
-    )
+    ratios = {key: found["gptq"][key] / found["nearest"][key] for key in ("dense", "conv", "conv1d", "joined")}
+    assert max(ratios.values()) < 0.9, ratios
     layers = {layer.name.split(":")[-1]: layer for layer in compare(kinds, tmp_path / "gptq", data, limit=2).layers}
     assert layers["a"].form == layers["kernel"].form == "int4" and layers["split"].form == "int8"
     assert layers["a"].own is not None and 15 < layers["a"].own.snr_db < 30 and not layers["a"].note
