@@ -20,6 +20,7 @@ from paring.folder_plan import quantized, readers_of
 from paring.formats.saved_model.apply import Place, SourceId
 from paring.formats.saved_model.meets import Meeting, meeting
 from paring.formats.saved_model.model import SavedModel
+from paring.formats.saved_model.scope import FLOAT32, result_type
 from paring.formats.saved_model.view import View
 from paring.graph import OpId
 from paring.measure.subject import start_framework
@@ -315,8 +316,12 @@ def _places(
             if (first.order, first.outputs, first.groups) == (found.order, found.outputs, found.groups):
                 alike.add(place)
             pairs = zip(seen.sources[op], seen.uses[op], strict=True)
-            if len({twins.get(s.id, s.id) for s, u in pairs if u.input == use.input}) == 1:
+            if result_type(model.flow.scopes[use.scope].by_name[use.node], 0) != FLOAT32:
+                left[op] = "its result is no float32"
+            elif len({twins.get(s.id, s.id) for s, u in pairs if u.input == use.input}) == 1:
                 lone.add(place)
+            else:
+                left[op] = "its function is called with several weights"
     return places, frozenset(alike), frozenset(lone), left
 
 
