@@ -206,6 +206,46 @@ def test_mixed_precision_reads_integers(tmp_path: Path, tensorflow, operators):
     assert len([node for node in nodes if node.op == "Cast"]) == 2  # of what comes in and what goes out
 
 
+SUMS = {  # equation: shapes of both operands; the second is the weight, but in one case
+    "bti,ihk->bthk": ((None, None, 24), (24, 4, 8)),  # two dynamic dimensions
+    "ihk,bti->bthk": ((24, 4, 8), (None, None, 24)),
+    "...i,io->...o": ((None, 3, None, 24), (24, 16)),
+    "bthk,hko->bto": ((None, None, 4, 8), (4, 8, 20)),
+    "bi,oi->bo": ((None, 24), (16, 24)),
+    "bhk,hkop->bop": ((None, 4, 8), (4, 8, 5, 6)),
+    "i,io->o": ((24,), (24, 16)),
+    "bhk,kho->bo": ((None, 4, 8), (8, 4, 20)),  # in another order
+    "tbi,bio->tbo": ((5, 2, 24), (2, 24, 16)),  # a batch of products
+    "ab,bc->ca": ((None, 24), (24, 20)),
+}
+STOCK = {"int8": ("bhk,kho->bo", "tbi,bio->tbo", "ab,bc->ca"), "int4": ("tbi,bio->tbo", "ab,bc->ca")}
+
+
+@pytest.mark.parametrize("form", STOCK)
+def test_einsum_is_native_where_it_is_a_matrix_product(form: str, tmp_path: Path, tensorflow, operators):
+    tf, random = tensorflow, np.random.default_rng(0)
+    weights = {sum_: int(not sum_.startswith("ihk")) for sum_ in SUMS}
+    specs = [tf.TensorSpec(pair[1 - weights[sum_]], name=f"x{n}") for n, (sum_, pair) in enumerate(SUMS.items())]
+
+    class Net(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = [tf.Variable(models.scaled(random, *pair[weights[sum_]])) for sum_, pair in SUMS.items()]
+
+        @tf.function(input_signature=specs)
+        def run(self, *xs):
+            pairs = ((x, w) if weights[sum_] else (w, x) for sum_, x, w in zip(SUMS, xs, self.w, strict=True))
+            return {f"y{n}": tf.einsum(sum_, *pair) for n, (sum_, pair) in enumerate(zip(SUMS, pairs, strict=True))}
+
+    net = Net()
+    tf.saved_model.save(net, str(tmp_path / "net"), signatures=net.run)
+    result = optimized(tmp_path / "net", tmp_path / "out", f"weight-only-{form}")
+    assert sum(row.became.endswith(" native") for row in result.report.rows) == len(SUMS) - len(STOCK[form])
+    expected = models.run_v2(tf, tmp_path / "net")
+    for run in LOADERS.values():
+        assert 0 < gap(expected, run(tf, tmp_path / "out")) < (0.02 if form == "int8" else 0.15)
+
+
 # -- int4 ----------------------------------------------------------------------------------------------------------
 
 

@@ -341,6 +341,7 @@ def put(
       dynamic: Whether it becomes int8, for sparse int8 weights.
     """
     given, weights, transposed = node.input[place.data], place.root, False
+    given = _before_rounding(scope, given) if rounded else given
     x, known = given, sizes(scope, scope.value(node))
     maker, _ = scope.maker(place.root)
     matrix = place.op == "MatMul" and place.flat
@@ -370,6 +371,16 @@ def put(
             del node.attr["_output_shapes"]
     # Collections of TensorFlow 1 name what a variable is read as.
     scope.dropped(m for m in place.moves if scope.name or m.op != "Identity" or m.input[0] != place.root)
+
+
+def _before_rounding(scope: Scope, value: str) -> str:
+    """What was rounded to bfloat16 right before, as training does it; the operator rounds it itself."""
+    back, _ = scope.maker(value)
+    if back is None or back.op != "Cast" or not shortened(scope, value):
+        return value
+    short, _ = scope.maker(back.input[0])
+    cast = short is not None and short.op == "Cast" and field(short, "SrcT").type == FLOAT32
+    return str(short.input[0]) if cast else value
 
 
 def _attributes(
