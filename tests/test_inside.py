@@ -210,6 +210,15 @@ def test_the_culprit_is_named_with_lines_that_exempt_it(call: Any, tmp_path: Pat
     assert [rule.name for rule in more] == [r"^run/MatMul:loud$"] and isinstance(more[0], Rule)
 
 
+def test_what_was_loaded_and_saved_again_is_matched_too(folder: Path, tmp_path: Path, tensorflow: ModuleType):
+    loaded = tensorflow.saved_model.load(str(folder / "functions-small"))
+    tensorflow.saved_model.save(loaded, str(tmp_path / "again"), signatures=loaded.signatures)
+    names = [{*SavedModel.open(path).flow.scopes} for path in (folder / "functions-small", tmp_path / "again")]
+    assert names[0] != names[1]  # or this tests nothing
+    layers = by_weight(compare(folder / "functions", tmp_path / "again"))
+    assert layers["heads"].form == "bf16-int8" and (layers["heads"].blame or 0) > 35
+
+
 def test_models_that_do_not_belong_together(folder: Path, tmp_path: Path, tensorflow: ModuleType):
     class Other(tensorflow.Module):
         @tensorflow.function(input_signature=[tensorflow.TensorSpec([2, 24], name="x")])

@@ -18,6 +18,7 @@ from paring.compress.quantize import Quantize
 from paring.errors import InputError
 from paring.formats.saved_model.bundle import Bundle
 from paring.formats.saved_model.model import SavedModel
+from paring.measure.compare import compare
 from paring.recipe import Recipe, Rule
 
 BASE = Quantize("int8", "float")
@@ -48,7 +49,7 @@ def outputs(tf: Any, folder: Path, data: dict[str, np.ndarray]) -> dict[str, np.
 
 
 @pytest.fixture(scope="module")
-def operators(tmp_path_factory: pytest.TempPathFactory, tensorflow: ModuleType) -> Path:
+def kinds(tmp_path_factory: pytest.TempPathFactory, tensorflow: ModuleType) -> Path:
     folder = tmp_path_factory.mktemp("observed") / "operators"
     models.operators(tensorflow, folder)
     return folder
@@ -70,13 +71,13 @@ CHANNELS = {
 }  # fmt: skip
 
 
-def test_bias_correction_gives_back_what_the_mean_of_every_product_loses(operators: Path, tmp_path: Path, tensorflow):
+def test_bias_correction_gives_back_what_the_mean_of_every_product_loses(kinds: Path, tmp_path: Path, tensorflow):
     data = samples(6)
     coarse = replace(BASE, granularity="tensor")
-    exact = outputs(tensorflow, operators, data)
+    exact = outputs(tensorflow, kinds, data)
     lost = {}
     for name, settings in {"without": coarse, "with": replace(coarse, bias_correction=True)}.items():
-        result = written(operators, tmp_path / name, settings, data)
+        result = written(kinds, tmp_path / name, settings, data)
         got = outputs(tensorflow, tmp_path / name, data)
         lost[name] = {key: np.abs((exact[key] - got[key]).mean(axis=over)).max() for key, over in CHANNELS.items()}
     assert result.report.samples == 6
@@ -136,18 +137,18 @@ def test_rounding_by_data_serves_inputs_that_go_together(rounding: str, tmp_path
     assert codes.dtype == np.int8 and not any("nearest" in row.reason for row in result.report.rows)
 
 
-def test_layers_that_rounding_by_data_does_not_know_say_so(operators: Path, tmp_path: Path):
-    result = written(operators, tmp_path / "out", replace(BASE, rounding="gptq"), samples(2))
+def test_layers_that_rounding_by_data_does_not_know_say_so(kinds: Path, tmp_path: Path):
+    result = written(kinds, tmp_path / "out", replace(BASE, rounding="gptq"), samples(2))
     why = {row.name.split(":")[-1]: row.reason for row in result.report.rows if ":" in row.name}
     assert why["a"] == "rule 1"
     assert why["table"].endswith("GatherV2 multiplies nothing, so it is rounded to nearest")
     assert why["split"].endswith("is reshaped on its way, so it is rounded to nearest")
 
 
-def test_without_data_it_is_refused_or_said(operators: Path, tmp_path: Path):
+def test_without_data_it_is_refused_or_said(kinds: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"rounding gptq needs data. Give samples with --data"):
-        written(operators, tmp_path / "out", replace(BASE, rounding="gptq"), None)
-    result = written(operators, tmp_path / "out", replace(BASE, bias_correction=True), None)
+        written(kinds, tmp_path / "out", replace(BASE, rounding="gptq"), None)
+    result = written(kinds, tmp_path / "out", replace(BASE, bias_correction=True), None)
     assert "no data was given: no bias correction" in result.report.notes
 
 
@@ -170,3 +171,34 @@ def test_data_that_is_not_finite_inside_the_model_names_the_layer(tmp_path: Path
             tmp_path / "net", tmp_path / "out", replace(BASE, bias_correction=True), np.zeros((2, 1, 32), np.float32)
         )
     assert not (tmp_path / "out").exists()
+
+
+def test_four_bits_in_blocks_are_rounded_by_data(kinds: Path, operators: ModuleType, tmp_path: Path):
+    """By paring's own operators, which read what is packed; `operators` are these."""
+    del operators
+    data = samples(16)
+    block = Quantize("int4", "float", granularity="block", block_size=32)
+    found = {}
+    for name, settings in {
+        "nearest": block,
+        "gptq": replace(block, range="mse", rounding="gptq", bias_correction=True),
+    }.items():
+        result = paring.optimize(kinds, recipe(settings), data, output=tmp_path / name, runtime="native")
+        assert result.report.verification is not None
+        found[name] = result.report.verification.difference
+    ratios = {key: found["gptq"][key] / found["nearest"][key] for key in ("dense", "conv", "conv1d", "joined")}
+    assert max(ratios.values()) < 0.9, ratios
+    layers = {layer.name.split(":")[-1]: layer for layer in compare(kinds, tmp_path / "gptq", data, limit=2).layers}
+    assert layers["a"].form == layers["kernel"].form == "int4" and layers["split"].form == "int8"
+    assert layers["a"].own is not None and 15 < layers["a"].own.snr_db < 30 and not layers["a"].note
+    assert 15 < (layers["a"].weight_db or 0) < 25 < 40 < (layers["table"].weight_db or 50)
+
+
+def test_a_stream_is_read_once(tmp_path: Path, kinds: Path):
+    """Observed and compared on: a generator gives its samples a single time."""
+    rows = samples(4)
+    stream = ({name: value[n] for name, value in rows.items()} for n in range(4))
+    settings = replace(BASE, bias_correction=True)
+    result = paring.optimize(kinds, recipe(settings), stream, output=tmp_path / "out")
+    assert result.report.samples == 4 and result.report.verification is not None
+    assert result.report.verification.samples == 4

@@ -20,6 +20,7 @@ from paring.folder_plan import quantized, readers_of
 from paring.formats.saved_model.apply import Place, SourceId
 from paring.formats.saved_model.meets import Meeting, meeting
 from paring.formats.saved_model.model import SavedModel
+from paring.formats.saved_model.scope import FLOAT32, result_type
 from paring.formats.saved_model.view import View
 from paring.graph import OpId
 from paring.measure.subject import start_framework
@@ -155,10 +156,10 @@ class Observation:
     def __init__(
         self, model: SavedModel, asked: Mapping[SourceId, _Asked], samples: Mapping[str, Iterable[Sample]]
     ) -> None:
-        """Nothing is run yet."""
+        """Nothing is run yet; `count` becomes the number of samples that were."""
         self.model, self.asked, self.samples = model, asked, dict(samples)
         self.places = [(place, it) for it in asked.values() for place in it.places]
-        self.count = 0
+        self.count = self._expected = 0
         self._found: dict[SourceId, Inputs | None] = {}
         self._worker: Worker | None = None
 
@@ -251,14 +252,16 @@ class Observation:
             values, sums = values + it.held, sums + mine
         mine_now = [self.asked[id_] for id_ in part]
         wanted = [number for number, (_, it) in enumerate(self.places) if any(it is one for one in mine_now)]
-        limit = max(1, ROWS // max(1, self.count))
+        limit, count = max(1, ROWS // max(1, self._expected)), 0
         for key, given in self.samples.items():
             for sample in islice(given, SAMPLES):
+                count += 1
                 seen = worker.sense("source", key, for_wire(sample), wanted, inputs=True).results
                 for number, executions in seen.items():
                     place, it = self.places[number]
                     for value in executions:
                         it.take(number, place, value, limit)
+        self.count = max(self.count, count)
         self._found |= {id_: self.asked[id_].finish() for id_ in part}
 
     def _started(self) -> Worker:
@@ -285,7 +288,7 @@ class Observation:
                 del self.samples[key]
                 continue
             known[tuple(signatures[key][0])] |= run
-            self.count += min(size or SAMPLES, SAMPLES)
+            self._expected += min(size or SAMPLES, SAMPLES)
             for (_, it), read in zip(self.places, sizes, strict=True):
                 it.held += 2.0 * read
         return worker
@@ -313,8 +316,12 @@ def _places(
             if (first.order, first.outputs, first.groups) == (found.order, found.outputs, found.groups):
                 alike.add(place)
             pairs = zip(seen.sources[op], seen.uses[op], strict=True)
-            if len({twins.get(s.id, s.id) for s, u in pairs if u.input == use.input}) == 1:
+            if result_type(model.flow.scopes[use.scope].by_name[use.node], 0) != FLOAT32:
+                left[op] = "its result is no float32"
+            elif len({twins.get(s.id, s.id) for s, u in pairs if u.input == use.input}) == 1:
                 lone.add(place)
+            else:
+                left[op] = "its function is called with several weights"
     return places, frozenset(alike), frozenset(lone), left
 
 

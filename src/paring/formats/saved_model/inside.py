@@ -40,14 +40,12 @@ class Layers:
     strangers: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, exact: SavedModel, optimized: SavedModel | None = None) -> Layers:
-        """Matches by the names of functions and operators; without an optimized model every layer is paired with itself."""
+    def of(cls, exact: SavedModel, optimized: SavedModel) -> Layers:
+        """Matches by the names of functions and operators."""
         seen = view(exact)
         ops = tuple(op for op in seen.graph.ops if op.id in seen.sources)
         points = tuple(point(exact, seen, op) for op in ops)
         bodies = exact.flow.scopes
-        if optimized is None:
-            return cls(seen, ops, points, {n: [] for n in range(len(points))})
         theirs = optimized.flow.scopes
         places = homes(bodies, theirs)
         paired: dict[int, list[tuple[Scope, list[Any]]]] = {}

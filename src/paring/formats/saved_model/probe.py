@@ -24,6 +24,7 @@ import numpy as np
 from paring.formats.saved_model.model import FINGERPRINT, PROTO, SavedModel
 from paring.formats.saved_model.scope import Scope, called, input_type, output_shape, result_type, scopes
 from paring.formats.saved_model.session import Session
+from paring.formats.saved_model.view import short_names
 
 _COPY = re.compile(r"(.*)_copy\d+$")
 _LOOPS = ("While", "StatelessWhile", "Enter", "RefEnter")
@@ -163,16 +164,25 @@ class Probe:
 def homes(exact: Iterable[str], names: Iterable[str]) -> dict[str, list[str]]:
     """Of each function of the float model those that became of it: itself, and copies for variables with other fates.
 
+    Who loads a model and saves it again numbers its functions anew: what has no counterpart is looked for without the number.
+
     >>> homes(["body", "a_copy1"], ["body", "body_copy2", "a_copy1"])
     {'body': ['body', 'body_copy2'], 'a_copy1': ['a_copy1']}
+    >>> homes(["__inference_run_7"], ["__inference_run_12"])
+    {'__inference_run_7': ['__inference_run_12']}
     """
     found: dict[str, list[str]] = {name: [] for name in exact}
-    for name in names:
+    theirs = [*names]
+    for name in theirs:
         copy = _COPY.fullmatch(name)
         origin = name if name in found else copy[1] if copy is not None else ""
         if origin in found:
             found[origin].append(name)
-    return found
+    plain, free = short_names([*found]), {name for name in theirs if name not in found}
+    by_plain = {short: name for name, short in short_names(theirs).items() if name in free}
+    return {
+        name: kept or [by_plain[plain[name]]] if kept or plain[name] in by_plain else [] for name, kept in found.items()
+    }
 
 
 def island(scope: Scope, exact: Scope, node: Any) -> list[Any]:

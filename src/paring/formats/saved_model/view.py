@@ -73,7 +73,7 @@ class _Builder:
         self.refused: dict[OpId, str] = {}
         self.opened: set[str] = set()
         self.scopes = list(self.flow.scopes)
-        self.names = _short_names(self.scopes)
+        self.names = short_names(self.scopes)
 
     def build(self) -> View:
         flow = self.flow
@@ -197,10 +197,10 @@ def _reader(model: SavedModel, source: Source) -> Any:
     return lambda start, stop: values(model, source)[start:stop] if source.shape else values(model, source)
 
 
-def _short_names(scopes: list[str]) -> dict[str, str]:
+def short_names(scopes: list[str]) -> dict[str, str]:
     """What functions are called for people: as in Python, where that is the name of one only.
 
-    >>> _short_names(["__inference_run_12", "__inference_body_3", "__inference_body_4"])
+    >>> short_names(["__inference_run_12", "__inference_body_3", "__inference_body_4"])
     {'__inference_run_12': 'run', '__inference_body_3': 'body_3', '__inference_body_4': 'body_4'}
     """
     plain = {name: name.removeprefix("__inference_") for name in scopes}
@@ -245,4 +245,4 @@ def _dims(shapes: Any, index: int) -> tuple[int, ...]:
     return tuple(int(d.size) for d in known[index].dim)
 
 
-__all__ = ["View", "kept_of", "values", "view"]
+__all__ = ["View", "kept_of", "short_names", "values", "view"]
