@@ -303,6 +303,27 @@ def test_int4_scales_of_any_size_fit(factor: float, layers: Layers, tmp_path: Pa
     assert gap(models.run_v2(tensorflow, tmp_path / "scaled"), models.run_v2(tensorflow, tmp_path / "out")) < 0.15
 
 
+def test_what_is_cast_for_others_as_well_is_not_packed(tmp_path: Path, tensorflow, operators):
+    tf = tensorflow
+
+    class Mixed(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = tf.Variable(models.scaled(np.random.default_rng(0), 64, 48), name="w")
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 64], name="x")])
+        def run(self, x):
+            w = tf.cast(self.w, tf.bfloat16)
+            return {"y": tf.cast(tf.matmul(tf.cast(x, tf.bfloat16), w) + tf.reduce_max(w), tf.float32)}
+
+    module = Mixed()
+    tf.saved_model.save(module, str(tmp_path / "mixed"), signatures=module.run)
+    result = optimized(tmp_path / "mixed", tmp_path / "out", "weight-only-int4")
+    said = ("weight-only int8 native", "rule 1; something else reads it, too, int8 instead")
+    assert rows(result)["run/MatMul:w"] == said
+    assert gap(models.run_v2(tf, tmp_path / "mixed"), models.run_v2(tf, tmp_path / "out")) < 0.02
+
+
 # -- zeros and clusters ----------------------------------------------------------------------------------------------
 
 PRUNED = {"sparsify": {"sparsity": 0.9, "pattern": "8x1"}}

@@ -118,8 +118,17 @@ def _packing(model: SavedModel, sources: list[Source]) -> Seat | str:
             known = end.node is not None and ((end.scope, end.node.name, end.input) in read or id(end.node) in passed)
             if not known and not _starts(flow, end, own):
                 return "something else reads it, too"
-        if any(node.op != "Identity" and id(node) not in passed for _, node in source.moves):
+        moves = {id(node): node for _, node in source.moves}
+        if any(node.op != "Identity" and number not in passed for number, node in moves.items()):
             return "something else reads it, too"
+        for use, it in zip(source.uses, found[-len(source.uses) :] if source.uses else (), strict=True):
+            scope = flow.scopes[use.scope]
+            cast = [scope.value(node) for node in it.moves if id(node) not in moves]  # others' readers are ends
+            users = [user for value in cast for user in scope.users[scope.canonical(value)]]
+            if any((scope.name, n.name, index) not in read and id(n) not in passed for n, index in users):
+                return "something else reads it, too"
+            if set(cast) & set(scope.returned()):
+                return "something else reads it, too"
         asked = [
             n
             for (name, value), ids in flow.handles.items()
