@@ -307,7 +307,7 @@ def speed(bench: Bench, width: int, threads: Sequence[int], rounds: int) -> None
     folders = {version: str(found) for version in versions if (found := bench.version(name, version)) is not None}
     for count in threads:
         asked = {"what": "timed", "folders": folders, "width": width, "threads": count, "rounds": rounds}
-        found, why = child(bench.seconds + 60 * rounds, threads=count, **asked)
+        found, why = child(bench.seconds + 60 * rounds, pool=count, **asked)
         if found is None:
             bench.gaps[name, f"speed with {count} threads"] = why
             continue
@@ -323,10 +323,10 @@ def speed(bench: Bench, width: int, threads: Sequence[int], rounds: int) -> None
 # -- children ------------------------------------------------------------------------------------------------------
 
 
-def child(seconds: float, threads: int = 0, **asked: Any) -> tuple[dict[str, Any] | None, str]:
+def child(seconds: float, pool: int = 0, **asked: Any) -> tuple[dict[str, Any] | None, str]:
     """What a function of `CHILDREN` gives in a process of its own, or why it gives nothing."""
     command = [sys.executable, __file__, "--child", json.dumps(asked)]
-    counts = {f"TF_NUM_{pool}_THREADS": str(threads) for pool in ("INTRAOP", "INTEROP")} if threads else {}
+    counts = {f"TF_NUM_{kind}_THREADS": str(pool) for kind in ("INTRAOP", "INTEROP")} if pool else {}
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=seconds, check=False, env={**os.environ, **counts}
