@@ -39,10 +39,10 @@ constexpr bool built[isa_count] = {
 #endif
 };
 
-struct Features { bool has[isa_count]; };
+struct Features { bool has[isa_count], bfloat16; };
 
 Features detect() {
-  Features f = {{true, false, false, false, false}};
+  Features f = {{true, false, false, false, false}, false};
 #if defined(__x86_64__)
   unsigned a, b, c, d;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return f;
@@ -54,8 +54,8 @@ Features detect() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
   bool avx2 = b >> 5 & 1;
   bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);   // F, DQ, BW, VL
-  bool vnni512 = c >> 11 & 1, vnni = false;
-  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) vnni = a >> 4 & 1;
+  bool vnni512 = c >> 11 & 1, vnni = false, bfloat16 = false;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) vnni = a >> 4 & 1, bfloat16 = a >> 5 & 1;
   f.has[1] = ymm && avx2 && fma;
 #ifdef PARING_NARROW_EVEX   // a build for tests only: runs the 256-bit VNNI kernels where only their EVEX form exists
   vnni = zmm && avx512 && vnni512;
@@ -63,6 +63,7 @@ Features detect() {
   f.has[2] = f.has[1] && vnni;
   f.has[3] = f.has[1] && zmm && avx512;
   f.has[4] = f.has[3] && vnni512;
+  f.bfloat16 = f.has[4] && bfloat16;
 #endif
   return f;
 }
@@ -110,6 +111,14 @@ bool isa_from_name(const char* name, Isa* out) {
 
 bool isa_available(Isa isa) { return built[int(isa)] && features().has[int(isa)]; }
 Isa isa_in_force() { return Isa(chosen().load(std::memory_order_relaxed)); }
+
+bool bfloat16_dots_in_force() {
+#ifdef PARING_HAVE_avx512bf16
+  return features().bfloat16 && isa_in_force() == Isa::avx512vnni;
+#else
+  return false;
+#endif
+}
 
 bool set_isa(Isa isa) {
   if (!isa_available(isa)) return false;

@@ -14,6 +14,8 @@ bool isa_from_name(const char* name, Isa* out);
 bool isa_available(Isa);
 Isa isa_in_force();            // PARING_ISA where it names one that is available, else the best available one
 bool set_isa(Isa);
+// Whether dot products of bfloat16 may be used: every processor with them has avx512vnni, which has to be in force.
+bool bfloat16_dots_in_force();
 
 struct Caches { size_t l1, l2, l3; };  // bytes; data caches of one core, l3 whole
 const Caches& caches();

@@ -1,5 +1,5 @@
 // One vector of floats per instruction set, so that a kernel is written once. A file that includes this is compiled once
-// per target (CMakeLists.txt) with PARING_TARGET set to portable, avx2, avx2vnni, avx512 or avx512vnni; everything it
+// per target (CMakeLists.txt) with PARING_TARGET set to portable, avx2, avx2vnni, avx512, avx512vnni or avx512bf16; everything it
 // defines lives in paring::PARING_TARGET. Such files use no function of the standard library: an inline one compiled here
 // with AVX-512 could be the copy that the linker keeps for everybody.
 #pragma once

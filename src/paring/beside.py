@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from paring.errors import BoundError, InputError, ParingError
-from paring.formats.saved_model.model import Port, SavedModel
+from paring.formats.saved_model.model import SavedModel
 from paring.measure.subject import start_framework
 from paring.runtime import RunError
-from paring.samples import Sample, TensorSpec, open_samples, seeded
+from paring.samples import Sample
+from paring.signatures import for_wire, samples_of
 from paring.verify import Verification
 
-SAMPLES, MOST = 4, 32
-_WORDS = np.array([b"a", b"b", b"0", b"the"])
+MOST = 32  # samples
 
 
 def beside(
@@ -39,17 +39,9 @@ def beside(
     signatures = model.signatures()
     if not signatures:
         result.notes.append("it has no signature, so it was not run: only Python can call it")
-    samples: dict[str, list[Sample]] = {}
-    for key, (inputs, _) in signatures.items():
-        specs = _specs(inputs)
-        if specs is None:
-            result.notes.append(f"signature {key} was not run: an input has no known rank")
-        elif not inputs:
-            samples[key] = [{}]
-        elif data is None:
-            samples[key] = list(_made_up(specs, SAMPLES))
-        else:
-            samples[key] = _given(data, specs, key, [*signatures], min(limit or MOST, MOST), image_range)
+    found_samples, notes = samples_of(model, data, limit=min(limit or MOST, MOST), image_range=image_range)
+    result.notes += notes
+    samples = {key: list(given) for key, given in found_samples.items()}
     expected = _outputs(model.path, samples)
     for key in [key for key, found in expected.items() if isinstance(found, str)]:
         why = expected.pop(key)
@@ -98,43 +90,6 @@ def judge(found: Verification, max_error: float | None) -> None:
         )  # fmt: skip
 
 
-def _specs(inputs: list[Port]) -> dict[str, TensorSpec] | None:
-    if any(port.shape is None for port in inputs):
-        return None
-    return {port.name: TensorSpec(port.name, port.shape or (), port.dtype) for port in inputs}
-
-
-def _given(
-    data: Any, specs: Mapping[str, TensorSpec], key: str, signatures: list[str], limit: int, image_range: Any
-) -> list[Sample]:
-    """The user's samples for one signature."""
-    several = len(signatures) > 1
-    try:
-        name = key if several else None
-        return list(open_samples(data, specs, limit=limit, image_range=image_range, signature_name=name))
-    except InputError as error:
-        if not several:
-            raise
-        expected = f"keys `signature/input` for each of {', '.join(signatures)}"
-        raise InputError(
-            "the data does not fit", where=f"signature {key}", expected=expected, got=str(error).rstrip(".")
-        ) from error
-
-
-def _made_up(specs: Mapping[str, TensorSpec], count: int) -> Iterator[Sample]:
-    """Seeded samples; text is a word."""
-    numbers = {name: spec for name, spec in specs.items() if spec.dtype != "string"}
-    drawn = iter(seeded(numbers, count)) if numbers else iter([{}] * count)
-    for index, sample in enumerate(drawn):
-        random = np.random.default_rng([1, index])
-        texts = {
-            name: random.choice(_WORDS, [max(d, 1) for d in spec.shape])
-            for name, spec in specs.items()
-            if name not in numbers
-        }
-        yield {**sample, **texts}
-
-
 def _outputs(
     folder: Path, samples: Mapping[str, list[Sample]], *, seal: bool = False
 ) -> dict[str, dict[str, np.ndarray] | str]:
@@ -153,16 +108,12 @@ def _outputs(
             worker.enter(key, "model", key, list(given[0]), [])
             names = worker.describe(key)["outputs"]
             try:
-                rows = [worker.run(key, _for_wire(sample)) for sample in given]
+                rows = [worker.run(key, for_wire(sample)) for sample in given]
             except RunError as error:
                 found[key] = str(error).rstrip(".")
                 continue
             found[key] = {name: _stacked([row[place] for row in rows]) for place, name in enumerate(names)}
     return found
-
-
-def _for_wire(sample: Sample) -> list[np.ndarray]:
-    return [np.char.encode(value) if value.dtype.kind == "U" else value for value in sample.values()]
 
 
 def _stacked(values: list[np.ndarray]) -> np.ndarray:

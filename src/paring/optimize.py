@@ -68,6 +68,7 @@ def optimize(
     limit: int | None = None,
     image_range: Any = None,
     kernels: str = "xnnpack",
+    runtime: str | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Result:
     """Applies a recipe to a model.
@@ -91,6 +92,8 @@ def optimize(
       limit: At most so many samples.
       image_range: For a folder of images and a float input: the values of pixels 0 and 255.
       kernels: Kernels to calibrate on: `xnnpack`, or `builtin` for those that TensorFlow's converter calibrates on.
+      runtime: What runs a SavedModel that is written: `portable` (the default), stock operators; `native`, paring's own where
+        they can, for which `paring.tensorflow` is imported before the model is loaded.
       progress: Called with the number of layers done in each stage before quantization; then, from 1 again, with that of
         samples calibrated on and, again, of layers rounded by data.
 
@@ -111,9 +114,14 @@ def optimize(
     if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
         written = optimize_folder(
             source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,
-            overwrite=overwrite, limit=limit, image_range=image_range,
+            overwrite=overwrite, limit=limit, image_range=image_range, runtime=runtime or "portable", progress=progress,
         )  # fmt: skip
         return Result(written.model, written.report, written.plan)
+    if runtime is not None:
+        raise InputError(
+            "there is no choice of runtimes", where=f"--runtime {runtime}", expected="a SavedModel, written to a folder",
+            got="a .tflite file", todo="LiteRT runs it; the delegate makes sparse ones faster (paring.delegate_path)",
+        )  # fmt: skip
     if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:
         raise InputError(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",

@@ -91,7 +91,10 @@ class Culprit:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a model, what it cost, and what running it showed; `kind` is `tflite` or `SavedModel`."""
+    """What was done to a model, what it cost, and what running it showed.
+
+    `kind` is `tflite` or `SavedModel`; `runtime` the oldest LiteRT that runs it, or whose operators it has: `portable`, `native`.
+    """
 
     source: str
     output: str

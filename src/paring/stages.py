@@ -257,9 +257,9 @@ def _changed(
                 weight = tensor.weight
                 key = (stage, tensor.id if weight.origin is None else (weight.origin, weight.shape), use.axis)
                 if key not in done:
-                    encoded = _encoded(graph, op, use, tensor, stage, state.ops[op.id].keeps_zeros)
+                    made = _encoded(graph, op, use, tensor, stage, state.ops[op.id].keeps_zeros)
                     half = "float16" in weight.stored
-                    values = _factors(encoded) or (np.asarray(stage.decode(encoded), np.float32),)
+                    values = _factors(made) or (np.asarray(stage.decode(made), np.float32),)
                     done[key] = tuple(_stored(part, half=half) for part in values)
                     weight.release()
                 if len(done[key]) == 1:
@@ -324,20 +324,28 @@ def _encoded(graph: Graph, op: Op, use: WeightUse, tensor: Tensor, stage: Algori
     axis = use.axis if use.axis is None else use.axis % weight.ndim
     reduced = tuple(d % weight.ndim for d in use.reduced)
     context = Context(op.name, axis, reduced, unfolding=Unfolding.of(graph, op, use), pruned=pruned)
-    name = stage_name(stage)
+    return encoded(stage, weight, context)
+
+
+def encoded(stage: Algorithm, weight: np.ndarray, context: Context) -> Encoded:
+    """What an algorithm, which may be the user's, makes of one weight, float32.
+
+    Raises:
+      InputError: It failed, or gave values that are not finite, or of another shape.
+    """
+    name, where = stage_name(stage), f"layer {context.name}"
     try:
-        encoded = stage.encode(weight, context)
-        values = np.asarray(stage.decode(encoded), np.float32)
+        found = stage.encode(weight, context)
+        values = np.asarray(stage.decode(found), np.float32)
     except InputError as error:
-        raise InputError(str(error).rstrip("."), where=f"layer {op.name}") from error
+        raise InputError(str(error).rstrip("."), where=where) from error
     except Exception as error:  # the user's own code may raise anything
-        got = f"{type(error).__name__}: {error}"
-        raise InputError(f"{name} failed", where=f"layer {op.name}", got=got) from error
+        raise InputError(f"{name} failed", where=where, got=f"{type(error).__name__}: {error}") from error
     if values.shape != weight.shape or not np.isfinite(values).all():
-        shape, got = ("x".join(map(str, found.shape)) for found in (weight, values))
+        shape, got = ("x".join(map(str, it.shape)) for it in (weight, values))
         got = "infinity or not-a-number" if got == shape else got
-        raise InputError(f"{name} failed", where=f"layer {op.name}", expected=f"finite values {shape}", got=got)
-    return encoded
+        raise InputError(f"{name} failed", where=where, expected=f"finite values {shape}", got=got)
+    return found
 
 
 def _factors(encoded: Encoded) -> tuple[np.ndarray, np.ndarray] | None:

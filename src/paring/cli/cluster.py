@@ -27,6 +27,7 @@ def cluster(
     limit: int | None = common.LIMIT,
     verify: bool = common.VERIFY,
     max_error: float | None = common.ERROR,
+    runtime: str | None = common.RUNTIME,
     overwrite: bool = common.OVERWRITE,
     as_json: bool = common.JSON,
     every: bool = common.EVERY,
@@ -34,7 +35,7 @@ def cluster(
     """Give weights few distinct values once, after training, so that the file compresses, and verify what was written."""
     common.run(
         model, output, recipe(clusters, granularity, min_size), data, as_json=as_json, every=every, skip=skip, only=only,
-        verified=verify, max_error=max_error, overwrite=overwrite, limit=limit, image_range=image_range,
+        verified=verify, max_error=max_error, overwrite=overwrite, limit=limit, image_range=image_range, runtime=runtime,
     )  # fmt: skip
 
 

@@ -46,6 +46,11 @@ VERIFY = typer.Option(True, "--verify/--no-verify", help="Run the result, operat
 ERROR = typer.Option(
     None, "--max-error", help="Bound on the relative difference of every output; exit code 1 beyond it."
 )
+RUNTIME = typer.Option(
+    None,
+    "--runtime",
+    help="Of a SavedModel that is written: portable (stock operators, the default) or native (paring's own, faster).",
+)
 OVERWRITE = typer.Option(False, "--overwrite", help="Replace an output that exists.")
 JSON = typer.Option(False, "--json", help="Print the report as JSON.")
 EVERY = typer.Option(False, "--all", help="List every operator, however many.")
@@ -127,6 +132,7 @@ def quantize(
     strict: bool = STRICT,
     verify: bool = VERIFY,
     max_error: float | None = ERROR,
+    runtime: str | None = RUNTIME,
     overwrite: bool = OVERWRITE,
     as_json: bool = JSON,
     every: bool = EVERY,
@@ -147,7 +153,7 @@ def quantize(
     run(
         model, output, chosen, data, save_statistics=save_statistics, as_json=as_json, every=every, skip=skip, only=only,
         statistics=statistics, densify=densify, strict=strict, verified=verify, max_error=max_error, overwrite=overwrite,
-        limit=limit, image_range=image_range,
+        limit=limit, image_range=image_range, runtime=runtime,
     )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ def sparsify(
     limit: int | None = common.LIMIT,
     verify: bool = common.VERIFY,
     max_error: float | None = common.ERROR,
+    runtime: str | None = common.RUNTIME,
     overwrite: bool = common.OVERWRITE,
     as_json: bool = common.JSON,
     every: bool = common.EVERY,
@@ -47,7 +48,7 @@ def sparsify(
     chosen = recipe(target, sparsity, pattern, storage, allocation, min_size, given=data is not None)
     common.run(
         model, output, chosen, data, as_json=as_json, every=every, skip=skip, only=only, verified=verify,
-        max_error=max_error, overwrite=overwrite, limit=limit, image_range=image_range,
+        max_error=max_error, overwrite=overwrite, limit=limit, image_range=image_range, runtime=runtime,
     )  # fmt: skip
 
 

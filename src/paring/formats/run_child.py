@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from paring.formats import keras as keras_format
 from paring.formats.saved_model import session
 from paring.runtime.worker import Server, serve
@@ -52,6 +54,25 @@ class FrameworkServer(Server):
         """Writes the fingerprint of a SavedModel folder."""
         session.seal(Path(path))
         return {}
+
+    def probe(self, name: str, path: str, points: list[list[Any]], exact: str) -> dict[str, Any]:
+        """Loads a SavedModel to look into; `exact` names the float model's probe, where it was made of that."""
+        from paring.formats.saved_model.probe import Point, Probe
+
+        found = [Point(scope, node, tuple(inputs)) for scope, node, inputs in points]
+        self.sessions[name] = Probe(Path(path), found, self.sessions[exact] if exact else None)
+        return {}
+
+    def sense(
+        self, name: str, signature: str, wanted: list[int], arrays: list[np.ndarray]
+    ) -> tuple[dict[str, Any], list[np.ndarray]]:
+        """Runs a sample -> the outputs, and every value of the wanted points, in the model and alone."""
+        probe = self.sessions[name]
+        outputs = probe.run(signature, arrays, wanted)
+        seen = [[found[number] for number in wanted] for found in (probe.results, probe.alone)]
+        counts = [[len(values) for values in part] for part in seen]
+        more = [value for part in seen for values in part for value in values]
+        return {"outputs": len(outputs), "counts": counts, "sizes": probe.sizes}, [*outputs, *more]
 
     def describe(self, name: str) -> dict[str, Any]:
         """What a model takes and gives."""

@@ -11,12 +11,14 @@ from typing import Any
 from paring.data import Feed, feeds
 from paring.errors import InputError
 from paring.formats import load
+from paring.formats.saved_model.model import is_saved_model
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
 from paring.formats.tflite.view import entries, view
 from paring.graph import Graph, TensorId
 from paring.measure.constants import shared, weight_db, weight_histogram
 from paring.measure.cuts import Cut, Cutter, unit_form
+from paring.measure.folders import compare_folders
 from paring.measure.match import STRUCTURE, Entry, Matching, Pair, Port, match, ports
 from paring.measure.noise import error
 from paring.measure.result import Comparison, Error, Layer
@@ -40,7 +42,8 @@ def compare(
     """Compares an optimized model with the float model it was made from, layer by layer.
 
     The optimized file may come from any tool: layers are matched by the structure of the graphs. Both models run in a
-    child process. Nothing is kept of a sample but sums.
+    child process. Nothing is kept of a sample but sums. Of two SavedModels it is the layers with weights that are compared, by
+    name, as TensorFlow runs them.
 
     Args:
       source: The float model: what `paring.load` takes.
@@ -64,6 +67,11 @@ def compare(
     >>> found.layers[found.ranking[0]].blame < found.layers[found.ranking[-1]].blame
     True
     """
+    if is_saved_model(source) and is_saved_model(optimized):
+        return compare_folders(
+            source, optimized, data, labels=labels, image_range=image_range, limit=limit, progress=progress,
+            histograms=histograms,
+        )  # fmt: skip
     models = sink(load(source)), sink(load(optimized))
     graphs = view(models[0], densify=True), view(models[1], densify=True)
     pairs = _entries(models, graphs)

@@ -132,6 +132,8 @@ def _cause(layer: Layer, by_grid: bool, blame: float) -> str:
         return "the steps of its result's grid are too coarse for it"
     if layer.weight_db is not None and layer.weight_db < blame + _WEIGHTS:
         return f"its stored weights keep only {layer.weight_db:.1f} dB"
+    if layer.form.startswith("bf16"):
+        return "its input is rounded to bfloat16, and 8 bits are too few for it"
     if layer.form.startswith("float32 x "):
         return "its input is rounded at run time, and 8 bits are too few for it"
     return (

@@ -45,15 +45,17 @@ class Outcome:
 
 
 @dataclass
-class _Tally:
+class Tally:
     """One output: its error, and how often both models say the same, and the right thing."""
 
     noise: Noise
     same: int = 0
     right: np.ndarray = field(default_factory=lambda: np.zeros(2))
     rows: int = 0
+    labelled: bool = False
 
     def update(self, x: np.ndarray, y: np.ndarray, labels: np.ndarray | None) -> None:
+        """Takes one sample's output of both models into account; `labels` are those of all samples."""
         if x.dtype.kind != "f" or x.size != y.size:
             return
         y = y.reshape(x.shape)
@@ -63,6 +65,7 @@ class _Tally:
         told = [x.argmax(1), y.argmax(1)]
         self.same += int((told[0] == told[1]).sum())
         if labels is not None:
+            self.labelled = True
             wanted = labels[self.rows : self.rows + len(x)]
             self.right += [(classes[: len(wanted)] == wanted).sum() for classes in told]
         self.rows += len(x)
@@ -102,7 +105,7 @@ class Whole:
             raise InputError("cannot compare", expected="at least one sample", got="an empty data set")
         origin = self.matching.sides[self.entry.source, self.entry.optimized][1].origin
         grids = [self.graphs[1].tensors[origin.get(p.optimized, p.optimized)].quantization for p in self.entry.outputs]
-        tallies = [_Tally(Noise(grid)) for grid in grids]
+        tallies = [Tally(Noise(grid)) for grid in grids]
         labels = self.feed.samples.labels if self.feed.given else None
         labels = labels if labels is not None and labels.ndim == 1 else None
         with Worker(limits(*self.models, sample=first[0])) as worker:

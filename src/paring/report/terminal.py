@@ -30,6 +30,9 @@ _STYLES = {
 }
 
 
+_TENSORFLOW = {"portable": "runs in stock TensorFlow", "native": "runs in TensorFlow behind `import paring.tensorflow`"}
+
+
 def to_data(report: Report) -> dict[str, Any]:
     """The report as data that JSON can hold."""
     return asdict(report)
@@ -77,7 +80,7 @@ def show(report: Report, out: Console, *, every: bool = False) -> None:
     out.print(
         f"[bold]{size(report.source_bytes)} -> {size(report.output_bytes)}[/] ({report.ratio:.2f}x, "
         f"{report.source_bytes / max(1, report.output_bytes):.1f} times smaller), "
-        f"{runs if report.kind == 'tflite' else 'runs in stock TensorFlow'}"
+        f"{runs if report.kind == 'tflite' else _TENSORFLOW.get(report.runtime or '', '')}"
     )
     if report.verification is not None:
         show_verification(report.verification, out)

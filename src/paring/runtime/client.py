@@ -80,6 +80,23 @@ class Limits:
         return cls(seconds, memory, threads=1 if multiplications < _SMALL else 0)
 
 
+@dataclass(frozen=True)
+class Sensed:
+    """What one sample showed inside a SavedModel.
+
+    Attributes:
+      outputs: Of the signature.
+      results: By point, the results of all its executions.
+      alone: Of the optimized model, the results of the layer fed with what it read in the float model.
+      sizes: For every point, the bytes that it read and made.
+    """
+
+    outputs: list[np.ndarray]
+    results: dict[int, list[np.ndarray]]
+    alone: dict[int, list[np.ndarray]]
+    sizes: list[int]
+
+
 class Worker:
     """A child process that runs models; use it as a context manager."""
 
@@ -238,6 +255,23 @@ class Worker:
     def describe(self, name: str) -> Mapping[str, Any]:
         """`inputs` (name, shape, type) and `outputs` (names) of a TensorFlow or Keras model."""
         return self._call("describe", name=name)[0]
+
+    def probe(
+        self, name: str, path: str | Path, points: Sequence[tuple[str, str, tuple[int, ...]]], exact: str
+    ) -> None:
+        """Loads a SavedModel to look into at (function, operator, inputs); `exact`: the float model's probe, or nothing."""
+        self._call("probe", name=name, path=str(path), points=[list(point) for point in points], exact=exact)
+
+    def sense(self, name: str, signature: str, inputs: Sequence[np.ndarray], wanted: Sequence[int]) -> Sensed:
+        """Runs one sample through a probe; `wanted` are numbers of points."""
+        message, arrays = self._call("sense", list(inputs), name=name, signature=signature, wanted=list(wanted))
+        rest = iter(arrays)
+        outputs = [next(rest) for _ in range(message["outputs"])]
+        seen = [
+            {number: [next(rest) for _ in range(count)] for number, count in zip(wanted, counts, strict=True)}
+            for counts in message["counts"]
+        ]
+        return Sensed(outputs, seen[0], seen[1], message["sizes"])
 
     def seal(self, path: str | Path) -> None:
         """Writes the fingerprint of a SavedModel folder, as TensorFlow does when it saves."""

@@ -19,7 +19,7 @@ from paring.runtime.native import delegate_path
 from paring.runtime.program import Program, ProgramSession
 from paring.runtime.wire import receive, send
 
-_TAKING = ("run", "run_many", "observe", "time", "load_program", "capture", "collect")
+_TAKING = ("run", "run_many", "observe", "time", "load_program", "capture", "collect", "sense")
 KERNELS = {
     "xnnpack": "BUILTIN",
     "sparse": "BUILTIN",

@@ -1,7 +1,7 @@
 """Stores weights in fewer bits: variables change their type and nothing else, and what reads them converts.
 
 A variable keeps its name, handle, key and place in the object graph, so no signature, call or loop changes. Scales are
-constants beside each reader.
+constants beside each reader. Where paring's own operator is to read the variable, nothing is converted (`native`).
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from dataclasses import field as new
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,17 @@ import numpy as np
 from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.bundle import OBJECTS
 from paring.formats.saved_model.clone import separate
-from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source
+from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source, Use
 from paring.formats.saved_model.loops import Loops
 from paring.formats.saved_model.model import SavedModel
+from paring.formats.saved_model.native import Seat, dense, factors, put, seat
 from paring.formats.saved_model.operators import ROWS, picked
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field
 
-TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16}
+TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16, "float32": FLOAT32}
 SourceId = tuple[str, str]
+Place = tuple[str, str, int]
+"""A function, a node of it, and one of the node's inputs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,14 +35,21 @@ class Stored:
     """A weight as it is stored from now on.
 
     Attributes:
-      form: `int8`, `bfloat16` or `float16`.
-      codes: In the weight's layout; bfloat16 as its bits in uint16.
-      scale: float32 of the weight's rank, 1 in each dimension that shares one; None for floats.
+      form: `int8`, `bfloat16` or `float16`; `float32` for other values in the same type.
+      codes: In the weight's layout; bfloat16 as its bits in uint16. Packed: int8 [bytes].
+      scale: float32 of the weight's rank, 1 in each dimension that shares one; None for floats. Packed: [outputs].
+      kind: `int4`, `sparse float32` or `sparse int8` where the codes are packed, for paring's operators alone; else empty.
     """
 
     form: str
     codes: np.ndarray = new(repr=False)
     scale: np.ndarray | None = new(default=None, repr=False)
+    kind: str = ""
+
+    @property
+    def packed(self) -> bool:
+        """Whether the codes are bytes that only paring's operators read."""
+        return bool(self.kind)
 
     @property
     def type(self) -> int:
@@ -59,6 +70,7 @@ def apply(
     stored: Mapping[SourceId, Stored],
     rounded: Iterable[tuple[str, str, tuple[int, ...]]],
     twins: Mapping[SourceId, SourceId],
+    native: Mapping[Place, bool] = MappingProxyType({}),
 ) -> SavedModel:
     """The model with weights stored anew.
 
@@ -67,16 +79,27 @@ def apply(
       stored: By weight what it becomes; twins share one.
       rounded: (function, node, inputs that are weights) of operators that round what they multiply with these to bfloat16.
       twins: Variables that hold the same as another, which is stored for both.
+      native: Where paring's operators read what is stored, and whether they are to make what it meets int8.
     """
     changed = model.changed()
-    copies = separate(changed, stored.get)
+    copies = separate(changed, lambda id_: None if (it := stored.get(id_)) is None or it.type == FLOAT32 else it)
     originals: dict[str, list[str]] = {}
     for copy, original in copies.items():
         originals.setdefault(original, []).append(copy)
     writer = _Writer(changed, stored)
-    for name, node, weights in rounded:
-        for scope in (writer.flow.scopes[place] for place in (name, *originals.get(name, ()))):
-            writer.round(scope, scope.by_name[node], weights)
+    rounding = {(place, n): w for name, n, w in rounded for place in (name, *originals.get(name, ()))}
+    seats = writer.seats(
+        {(place, n, i): d for (name, n, i), d in native.items() for place in (name, *originals.get(name, ()))}
+    )
+    for name, node, weights in ((*at, w) for at, w in rounding.items()):
+        if not any((name, node, index) in seats for index in weights):
+            writer.round(writer.flow.scopes[name], writer.flow.scopes[name].by_name[node], weights)
+    for (name, node, index), (found, scale, weight, dynamic) in seats.items():
+        scope = writer.flow.scopes[name]
+        put(
+            scope, scope.by_name[node], index, found, scale,
+            packed=weight.packed, rounded=(name, node) in rounding, dynamic=dynamic,
+        )  # fmt: skip
     for source in list(writer.flow.sources.values()):
         if source.id in stored:
             writer.store(source, stored[source.id])
@@ -92,15 +115,48 @@ def apply(
     return changed
 
 
+def taken(flow: Flow, source: Source, use: Use, stored: Stored) -> tuple[Seat, np.ndarray] | str:
+    """How paring's operator reads what is stored, and the scales that it gets; or why it does not."""
+    found = seat(flow, source, use)
+    if isinstance(found, str):
+        return found
+    if stored.packed:
+        assert stored.scale is not None
+        return found, stored.scale
+    if stored.form != "int8":
+        return f"nothing native multiplies with {stored.form}"
+    if why := dense(found):
+        return why
+    assert source.shape is not None and stored.scale is not None
+    scale = along(stored.scale, source.shape, found.axes)
+    given = None if scale is None else factors(found, scale, flow.scopes[use.scope].by_name[use.node], use.input)
+    return "its scales are those of another operator's channels" if given is None else (found, given)
+
+
 class _Writer:
     def __init__(self, model: SavedModel, stored: Mapping[SourceId, Stored]) -> None:
         self.model, self.stored = model, stored
         self.flow: Flow = model.flow
         ends = [end for source in self.flow.sources.values() for end in source.ends]
         self.places = {id(e): (e.scope, e.node.name if e.node is not None else e.value, e.input) for e in ends}
-        self.done: set[tuple[str, str, int]] = set()
+        self.done: set[Place] = set()
         self.loops = Loops(self.flow)
         self.carried: dict[tuple[str, str], str] = {}
+
+    def seats(self, native: Mapping[Place, bool]) -> dict[Place, tuple[Seat, np.ndarray, Stored, bool]]:
+        """Where paring's operators take over, with their scales; these places are done with then."""
+        found: dict[Place, tuple[Seat, np.ndarray, Stored, bool]] = {}
+        for source in self.flow.sources.values():
+            for use in source.uses if source.id in self.stored else ():
+                place, stored = (use.scope, use.node, use.input), self.stored[source.id]
+                if (
+                    place in native
+                    and place not in found
+                    and not isinstance(it := taken(self.flow, source, use, stored), str)
+                ):
+                    found[place] = (*it, stored, native[place])
+        self.done |= set(found)
+        return found
 
     # -- activations -----------------------------------------------------------------------------------------------
 
@@ -118,30 +174,52 @@ class _Writer:
     def store(self, source: Source, stored: Stored) -> None:
         """Gives a weight its new type, wherever it is made, read, moved, saved and restored."""
         number = stored.type
+        if number == FLOAT32:
+            if source.kind == CONSTANT:
+                self._set_constant(source, stored)
+            return
         source.node.attr["dtype"].type = number
         for _, node in source.reads:
             node.attr["dtype"].type = number
-        for _, node in (*source.moves, *source.looks):
-            node.attr["T"].type = number
+        for name, node in (*source.moves, *source.looks):
+            if self.flow.scopes[name].holds(node):
+                node.attr["T"].type = number
+        if stored.packed:
+            self._reshape(source, len(stored.codes))
         for _, node, index in source.saves:
             node.attr["dtypes"].list.type[index] = number
         for name, node in source.assigns:
             self._assign(self.flow.scopes[name], node, source, stored)
         if source.kind == CONSTANT:
-            from tensorflow import make_tensor_proto
-
-            source.node.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
+            self._set_constant(source, stored)
         if source.object is not None:
             variable = self.model.meta.object_graph_def.nodes[source.object].variable
             variable.dtype, variable.trainable = number, False
-        self._annotate(source, number)
+            if stored.packed:
+                _set_shape(variable.shape, len(stored.codes))
+        self._annotate(source, number, len(stored.codes) if stored.packed else None)
         for end in source.ends:
             if (place := self.places[id(end)]) not in self.done:  # twins are read by the same nodes
                 self.done.add(place)
-                self._convert(self.flow.scopes[end.scope], end, source, stored)
+                if end.node is None or self.flow.scopes[end.scope].holds(end.node):
+                    self._convert(self.flow.scopes[end.scope], end, source, stored)
 
-    def _annotate(self, source: Source, number: int) -> None:
-        """Arguments may say what type their variable has."""
+    def _set_constant(self, source: Source, stored: Stored) -> None:
+        from tensorflow import make_tensor_proto
+
+        source.node.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
+
+    def _reshape(self, source: Source, size: int) -> None:
+        """The variable is so many bytes from now on, wherever the file says its shape."""
+        if source.kind != CONSTANT:
+            _set_shape(source.node.attr["shape"].shape, size)
+        values = [node for _, node in (*source.reads, *source.moves)]
+        for node in (*values, *([source.node] if source.kind != RESOURCE else ())):
+            for shape in field(node, "_output_shapes").list.shape:
+                _set_shape(shape, size)
+
+    def _annotate(self, source: Source, number: int, size: int | None) -> None:
+        """Arguments may say what type and shape their variable has."""
         for (name, value), ids in self.flow.handles.items():
             scope = self.flow.scopes[name]
             if source.id in ids and scope.function is not None and value in scope.arguments:
@@ -150,6 +228,8 @@ class _Writer:
                     attributes = scope.function.arg_attr[index].attr
                     if "_handle_dtypes" in attributes:
                         attributes["_handle_dtypes"].list.type[0] = number
+                    if "_handle_shapes" in attributes and size is not None:
+                        _set_shape(attributes["_handle_shapes"].list.shape[0], size)
 
     def _assign(self, scope: Scope, node: Any, source: Source, stored: Stored) -> None:
         """What sets the variable gives its new type: a restore reads it, a first value is rounded."""
@@ -164,6 +244,16 @@ class _Writer:
                 step, _ = scope.maker(step.input[0])
             return
         if self._copies(scope, node, stored):
+            return
+        if stored.packed:  # nothing in a graph packs; whoever runs this gets an operator's clear error
+            size = scope.add(
+                f"{node.name}/size", "Const", [], dtype=INT32, value=np.array([len(stored.codes)], np.int32)
+            )
+            zero = scope.add(f"{node.name}/zero", "Const", [], dtype=INT8, value=np.zeros((), np.int8))
+            empty = scope.add(
+                f"{node.name}/empty", "Fill", [scope.value(size), scope.value(zero)], T=INT8, index_type=INT32
+            )
+            scope.connect(node, 1, scope.value(empty))
             return
         direct, _ = scope.maker(value)
         if direct is not None and direct.op == "Const" and len(scope.users[scope.canonical(value)]) == 1:
@@ -267,6 +357,11 @@ class _Writer:
             )
             factor = scope.value(picked_scale)
         take(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
+
+
+def _set_shape(shape: Any, size: int) -> None:
+    shape.Clear()
+    shape.dim.add(size=size)
 
 
 def _share(

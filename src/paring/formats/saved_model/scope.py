@@ -6,8 +6,8 @@ or by an argument's name. Nodes are TensorFlow's own messages: what is edited he
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ NAMES = {
     14: "bfloat16", 17: "uint16", 19: "float16", 20: "resource", 21: "variant", 22: "uint32", 23: "uint64",
 }  # fmt: skip
 """TensorFlow's numbers for types (its `DataType`) and what they are called."""
+NATIVE = "ImportParingTensorflow>"
+"""How the names of paring's own operators begin: where nobody has registered them, TensorFlow's error says what to import."""
 CALLS = {
     "PartitionedCall": (("f",), 0), "StatefulPartitionedCall": (("f",), 0),
     "While": (("cond", "body"), 0), "StatelessWhile": (("cond", "body"), 0),
@@ -43,6 +45,46 @@ def definition(op: str) -> Any:
     return op_def_registry.get(op)
 
 
+def result_type(node: Any, index: int) -> int:
+    """TensorFlow's number of a result's type, 0 where nobody says."""
+    known = definition(node.op)
+    results = list(known.output_arg) if known is not None else []
+    if not results:
+        return 0
+    result = results[min(index, len(results) - 1)]
+    if result.type_list_attr:
+        types = field(node, result.type_list_attr).list.type
+        return int(types[index]) if index < len(types) else 0
+    return int(result.type or field(node, result.type_attr).type)
+
+
+def input_type(node: Any, index: int) -> int:
+    """TensorFlow's number of the type that a node reads as one of its inputs."""
+    for argument in definition(node.op).input_arg:
+        types = field(node, argument.type_list_attr).list.type if argument.type_list_attr else []
+        count = len(types) if argument.type_list_attr else 1
+        if argument.number_attr:
+            count = int(field(node, argument.number_attr).i)
+        if index < count:
+            return int(types[index] if types else argument.type or field(node, argument.type_attr).type)
+        index -= count
+    return 0
+
+
+def output_shape(node: Any, index: int) -> Any:
+    """The shape of a result as the file says it, as TensorFlow's message; None where it does not."""
+    known = field(node, "_output_shapes").list.shape
+    return known[index] if index < len(known) and not known[index].unknown_rank else None
+
+
+def _results(op: str) -> list[str]:
+    """What an operator calls its results. Ours are known without their library: who writes a model need not run it."""
+    known = definition(op)
+    if known is None:
+        return ["product"] if op.startswith(NATIVE) else []
+    return [result.name for result in known.output_arg]
+
+
 def called(node: Any, functions: Any) -> list[tuple[str, int]]:
     """The functions that a node calls, each with the number of the node's inputs before those it gets."""
     if node.op in functions:  # TensorFlow 1: the operator is the function
@@ -63,6 +105,7 @@ class Scope:
       arguments: Names of the function's arguments.
       by_name: The nodes.
       users: For each value the nodes that read it, and as which of their inputs.
+      waited: For each node, how many wait for it by a control edge.
     """
 
     def __init__(self, name: str, nodes: Any, function: Any = None) -> None:
@@ -70,10 +113,9 @@ class Scope:
         self.arguments = [a.name for a in function.signature.input_arg] if function is not None else []
         self.by_name: dict[str, Any] = {node.name: node for node in nodes}
         self.users: dict[str, list[tuple[Any, int]]] = defaultdict(list)
+        self.waited: Counter[str] = Counter()
         for node in nodes:
-            for index, value in enumerate(node.input):
-                if not value.startswith("^"):
-                    self.users[self.canonical(value)].append((node, index))
+            self._reads(node)
 
     def canonical(self, value: str) -> str:
         """One name for each value."""
@@ -83,11 +125,10 @@ class Scope:
         """What the result of a node is called here."""
         if self.function is None:
             return node.name if not index else f"{node.name}:{index}"
-        known = definition(node.op)
-        results = list(known.output_arg) if known is not None else []
+        results = _results(node.op)
         if len(results) > 1:
-            return f"{node.name}:{results[index].name}:0"
-        return f"{node.name}:{results[0].name if results else 'output'}:{index}"
+            return f"{node.name}:{results[index]}:0"
+        return f"{node.name}:{results[0] if results else 'output'}:{index}"
 
     def maker(self, value: str) -> tuple[Any, int]:
         """The node that makes a value, and as which of its results; (None, which argument) for an argument."""
@@ -96,8 +137,7 @@ class Scope:
             node = self.by_name[parts[0]]
             if len(parts) < 3:
                 return node, int(parts[1]) if len(parts) > 1 else 0
-            known = definition(node.op)
-            results = [r.name for r in known.output_arg] if known is not None else []
+            results = _results(node.op)
             return node, results.index(parts[1]) if len(results) > 1 else int(parts[2])
         return None, self.arguments.index(parts[0]) if parts[0] in self.arguments else -1
 
@@ -110,6 +150,10 @@ class Scope:
         except ValueError:  # it is not named as values are
             return False
         return node is not None or index >= 0
+
+    def holds(self, node: Any) -> bool:
+        """True while a node is in the graph."""
+        return self.by_name.get(node.name) is node
 
     def source(self, value: str) -> tuple[Any, int]:
         """As `maker`, looking through Identity."""
@@ -158,9 +202,18 @@ class Scope:
                 from tensorflow import make_tensor_proto
 
                 node.attr[key].tensor.CopyFrom(make_tensor_proto(value))
+        return self._known(node)
+
+    def copy(self, original: Any, name: str) -> Any:
+        """A node that does what another does."""
+        node = self.nodes.add()
+        node.CopyFrom(original)
+        node.name = self.free(name)
+        return self._known(node)
+
+    def _known(self, node: Any) -> Any:
         self.by_name[node.name] = node
-        for index, value in enumerate(self.inputs(node)):
-            self.users[value].append((node, index))
+        self._reads(node)
         return node
 
     def constant_node(self, name: str, values: np.ndarray, after: Any) -> str:
@@ -174,6 +227,50 @@ class Scope:
         self.users[old] = [use for use in self.users[old] if not (use[0] is node and use[1] == index)]
         node.input[index] = value
         self.users[self.canonical(value)].append((node, index))
+
+    def _reads(self, node: Any) -> None:
+        for index, value in enumerate(node.input):
+            if value.startswith("^"):
+                self.waited[value[1:]] += 1
+            else:
+                self.users[self.canonical(value)].append((node, index))
+
+    def _forgets(self, node: Any) -> None:
+        for value in node.input:
+            if value.startswith("^"):
+                self.waited[value[1:]] -= 1
+            else:
+                name = self.canonical(value)
+                self.users[name] = [use for use in self.users[name] if use[0] is not node]
+
+    def retyped(self, node: Any, op: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> Any:
+        """Makes a node another operator with one result, for the readers that it had; attributes are TensorFlow's messages."""
+        old = self.value(node)
+        self._forgets(node)
+        node.ClearField("input")
+        node.input.extend(inputs)
+        self._reads(node)
+        node.op = op
+        node.ClearField("attr")
+        for key, value in attributes.items():
+            node.attr[key].CopyFrom(value)
+        made = self.value(node)
+        if made != old:
+            for reader, index in self.users.pop(self.canonical(old), []):
+                reader.input[index] = made
+                self.users[self.canonical(made)].append((reader, index))
+            self.rename_returned(old, made)
+        return node
+
+    def dropped(self, nodes: Iterable[Any]) -> None:
+        """Takes nodes with one result out, as far as nobody reads them or waits for them."""
+        for node in nodes:
+            value = self.value(node)
+            if self.users[self.canonical(value)] or self.waited[node.name] or value in self.returned():
+                continue
+            self._forgets(node)
+            del self.by_name[node.name]
+            self.nodes.remove(node)
 
     def follow(self, node: Any, suffix: str) -> tuple[str, Any]:
         """Renames a node so that one behind it can take over its name.
@@ -191,6 +288,8 @@ class Scope:
 
         def take(new: Any) -> None:
             made = self.value(new)
+            if "_output_shapes" in node.attr:
+                new.attr["_output_shapes"].CopyFrom(node.attr["_output_shapes"])
             for reader, index in readers:
                 reader.input[index] = made
                 self.users[self.canonical(made)].append((reader, index))

@@ -21,7 +21,7 @@ from paring.formats.saved_model.axes import FLOATS, MOVES
 from paring.formats.saved_model.flow import CONSTANT, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.operators import ROWS
-from paring.formats.saved_model.scope import NAMES, Scope, called, definition, field
+from paring.formats.saved_model.scope import NAMES, Scope, called, definition, field, result_type
 from paring.graph import Demands, Graph, Op, OpId, Tensor, TensorId, Weight, WeightUse
 
 _LEFT_OUT = {
@@ -231,7 +231,7 @@ def _described(scope: Scope, value: str) -> tuple[tuple[int, ...], str]:
         known = scope.function.arg_attr
         shapes = field(known[index], "_output_shapes") if index in known else None
         return _dims(shapes, 0), NAMES.get(argument.type, "unknown")
-    return _dims(field(node, "_output_shapes"), index), NAMES.get(_type(node, index) % 100, "unknown")
+    return _dims(field(node, "_output_shapes"), index), NAMES.get(result_type(node, index) % 100, "unknown")
 
 
 def _dims(shapes: Any, index: int) -> tuple[int, ...]:
@@ -239,19 +239,6 @@ def _dims(shapes: Any, index: int) -> tuple[int, ...]:
     if index >= len(known) or known[index].unknown_rank:
         return ()
     return tuple(int(d.size) for d in known[index].dim)
-
-
-def _type(node: Any, index: int) -> int:
-    """TensorFlow's number of a result's type."""
-    known = definition(node.op)
-    results = list(known.output_arg) if known is not None else []
-    if not results:
-        return 0
-    result = results[min(index, len(results) - 1)]
-    if result.type_list_attr:
-        types = field(node, result.type_list_attr).list.type
-        return int(types[index]) if index < len(types) else 0
-    return int(result.type or field(node, result.type_attr).type)
 
 
 __all__ = ["View", "kept_of", "values", "view"]
