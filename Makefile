@@ -1,7 +1,8 @@
 # make demo   the whole story on a small real model
 # make test   linters, types and tests, against the installed package
 # make lint   linters and types only
-# make native the native library in build/native, for running from source: PARING_LIBRARY=build/native/libparing.so
+# make native the native libraries in build/native, for running from source: PARING_LIBRARY=build/native/libparing.so and
+#             PARING_TENSORFLOW_LIBRARY=build/native/libparing_tensorflow.so
 # make native-test  its tests, plain and under the address, undefined behaviour and thread sanitizers
 # make clean  removes what these made
 #
@@ -22,8 +23,8 @@ SOURCES := pyproject.toml LICENSE README.md $(shell find src native -type f -not
 export SKBUILD_BUILD_DIR := build/install
 ISOLATION := $(if $(shell command -v cmake),--no-build-isolation)
 
-# An inherited PYTHONPATH would put another copy of paring before the installed one, PARING_LIBRARY another library.
-unexport PYTHONPATH PARING_LIBRARY
+# An inherited PYTHONPATH would put another copy of paring before the installed one, the others another library.
+unexport PYTHONPATH PARING_LIBRARY PARING_TENSORFLOW_LIBRARY
 
 .PHONY: demo test lint native native-quick native-test clean
 .DELETE_ON_ERROR:

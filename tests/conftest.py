@@ -11,7 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -90,27 +90,60 @@ def litert_quantizer() -> ModuleType:
 @pytest.fixture(scope="session")
 def native() -> ModuleType:
     """`paring.runtime.native`, where there is a library to go with it."""
-    if (reason := _no_library()) is not None:
+    from paring.runtime import native
+
+    if (reason := _no_library(native.delegate_path)) is not None:
         needs("native", reason)
-    return importlib.import_module("paring.runtime.native")
+    return native
+
+
+@pytest.fixture(scope="session")
+def operators(tensorflow: ModuleType) -> ModuleType:
+    """Paring's TensorFlow operators as functions, where there is a library to go with them."""
+    from paring.runtime import native
+
+    if (reason := _no_library(native.operators_path)) is not None:
+        needs("native", reason)
+    importlib.import_module("paring.tensorflow")
+    return tensorflow.load_op_library(native.operators_path())
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A hook of this file's is asked about files below it only; one that is registered is asked about all."""
+    config.pluginmanager.register(_WithoutOperators())
+
+
+class _WithoutOperators:
+    """`paring.tensorflow` cannot be imported, so not be searched for examples, where there is nothing to register."""
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        from paring.runtime import native
+
+        if (collection_path.parent.name, collection_path.name) != ("paring", "tensorflow.py"):
+            return None
+        lacks = importlib.util.find_spec("tensorflow") is None or _no_library(native.operators_path) is not None
+        return True if lacks else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Examples in docstrings take no fixture: those of the native library fail without it where it is required."""
     examples = ("paring.runtime.native.", "paring.runtime.interpreter.")
     found = [i for i in items if isinstance(i, pytest.DoctestItem) and i.name.startswith(examples)]
-    if found and not _required("native") and (reason := _no_library()) is not None:
+    from paring.runtime import native
+
+    reason = _no_library(native.delegate_path) or _no_library(native.operators_path)
+    if found and not _required("native") and reason is not None:
         for item in found:
             item.add_marker(pytest.mark.skip(reason=f"needs native: {reason}"))
 
 
-def _no_library() -> str | None:
-    """Why there is no native library."""
-    from paring.runtime import native
+def _no_library(path: Callable[[], str]) -> str | None:
+    """Why there is no native library where `path` looks for it."""
+    from paring.runtime.native import NativeError
 
     try:
-        native.delegate_path()
-    except native.NativeError as error:
+        path()
+    except NativeError as error:
         return str(error)
     return None
 

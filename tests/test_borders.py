@@ -37,7 +37,7 @@ class Border:
 
 BORDERS = (
     # Libraries: each has one room.
-    Border("tensorflow", r"formats/saved_model/|training/marks\.py"),
+    Border("tensorflow", r"formats/saved_model/|training/marks\.py|tensorflow\.py"),
     Border("keras", r"formats/keras\.py|training/"),
     Border("ai_edge_litert", r"runtime/"),
     Border("yaml", r"recipe\.py"),
@@ -65,7 +65,8 @@ class Absent:
 sys.meta_path.insert(0, Absent())
 import paring
 for module in pkgutil.walk_packages(paring.__path__, "paring."):
-    if not module.name.endswith("__main__") and not module.name.startswith("paring.training."):  # these are Keras' own
+    # What is Keras' and TensorFlow's own.
+    if not module.name.endswith("__main__") and not module.name.startswith(("paring.training.", "paring.tensorflow")):
         try:
             importlib.import_module(module.name)
         except Exception as error:

@@ -572,16 +572,13 @@ def test_a_missing_signature_is_told_with_those_there_are(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("apply", "got"),
-    [
-        ({"quantize": {"weights": "int8", "activations": "float", "rounding": "gptq"}}, "rounding gptq"),
-        ([{"sparsify": {"sparsity": 0.5}}], "stages before quantization"),
-    ],
+    ("more", "got"),
+    [({"equalize": True}, "equalize"), ({"inputs": "int8", "outputs": "int8"}, "integer inputs and outputs")],
 )
-def test_what_savedmodels_cannot_do_yet_is_refused(apply: object, got: str, folder: Path, tmp_path: Path):
-    recipe = {"version": 1, "rules": [{"kind": "*", "apply": apply}]}
+def test_what_savedmodels_cannot_do_is_refused(more: dict[str, object], got: str, folder: Path, tmp_path: Path):
+    rule = {"kind": "*", "apply": {"quantize": {"weights": "int8", "activations": "float"}}}
     with pytest.raises(UnsupportedError, match=f"cannot apply the recipe to a SavedModel .* got {got}"):
-        optimized(folder / "functions", tmp_path / "out", recipe)
+        optimized(folder / "functions", tmp_path / "out", {"version": 1, "rules": [rule], **more})
     assert not list(tmp_path.iterdir())
 
 
@@ -625,7 +622,7 @@ def test_bfloat16_weights_are_refused_for_tflite(tmp_path: Path):
 
 def test_int4_becomes_int8_and_static_activations_stay_float(folder: Path, tmp_path: Path):
     result = optimized(folder / "functions", tmp_path / "out", "weight-only-int4")
-    assert "no bias correction: SavedModels have none yet" in result.report.notes
+    assert "no data was given: no bias correction" in result.report.notes
     assert rows(result)["words/MatMul:shared"] == (
         "weight-only int8",
         "rule 1; stock TensorFlow multiplies no int4 weights, int8 instead",

@@ -30,7 +30,7 @@ const DenseTiles& float_tiles() {
   }
 }
 
-const DenseRow& row_kernels() {
+const DenseRow& float_row() {
   switch (isa_in_force()) {
 #ifdef PARING_HAVE_avx512
     case Isa::avx512: case Isa::avx512vnni: return avx512::dense_row();
@@ -77,6 +77,13 @@ const DenseTiles& tiles_for(const paring_product& p) {
   if (fits && bfloat16_dots_in_force() && pairs_are_faster()) return avx512bf16::dense_tiles();
 #endif
   return float_tiles();
+}
+
+const DenseRow& row_for(const paring_product& p) {
+#ifdef PARING_HAVE_avx512bf16
+  if (p.bits == 4 && tiles_for(p).pairs) return avx512bf16::dense_row();
+#endif
+  return float_row();
 }
 
 // -- working memory ----------------------------------------------------------------------------------------------------
@@ -271,72 +278,98 @@ int run_tiles(const Product& d, int threads) {
 
 // -- one row ---------------------------------------------------------------------------------------------------------------
 
-constexpr int64_t row_columns = 2048, staged = 256;   // of a task: its sums stay in the first-level cache; k of the last columns' copy
+// Weights come from memory, and memory is fastest where neighbours are read one after the other. So tasks take all columns (up
+// to what the caches hold of sums) of a range of k, and sums of the ranges are added up in the end: which ranges there are
+// depends on the product alone, and so does the result. Weights [n][k] have that order within each column.
+constexpr int64_t row_columns = 8192, row_bytes = 1 << 20, row_tasks = 16;
+constexpr int64_t staged = 256;   // k of a copy of the last columns
 
 struct OneRow {
   Product d;
   const DenseTiles& t;
   const DenseRow& r;
-  const float* x;
-  int64_t tasks;
+  const void* x;                  // floats, or bfloat16 where there is row4_pairs
+  int64_t chunks, parts, unit;    // ranges of columns; ranges of k, in units
+  float* sums;                    // [parts][stride]
+  int64_t stride;
 
   bool run(int64_t task) const {
     const paring_product& p = d.p;
-    const int64_t pieces = up(p.n, 64), n0 = pieces * task / tasks * 64, n1 = std::min(p.n, pieces * (task + 1) / tasks * 64), n = n1 - n0;
-    char* at = scratch.take(size_t(8 * up(n, 64) * 64 + staged * r.lanes + 3 * 64));
-    if (!at) return false;
+    const int64_t part = task % parts, chunk = task / parts, pieces = up(p.n, 64), units = up(d.k, unit);
+    const int64_t n0 = pieces * chunk / chunks * 64, n1 = std::min(p.n, pieces * (chunk + 1) / chunks * 64), n = n1 - n0;
     Flushing flushing;
-    auto* sums = piece<float>(at, size_t(up(n, 64) * 64));
-    auto* scales = piece<float>(at, size_t(up(n, 64) * 64));
-    auto* stage = piece<int8_t>(at, size_t(staged * r.lanes));
+    float* to = sums + part * stride + n0;
     if (p.transposed) {
-      r.dots(x, static_cast<const int8_t*>(p.w) + n0 * d.k, d.k, d.k, n, sums);
-    } else {
-      const int64_t whole = n / r.lanes * r.lanes;
-      std::memset(sums, 0, size_t(up(n, 64) * 64) * 4);
-      for (int64_t k = 0; k < d.k;) {
-        const int64_t b = k / d.block(), end = std::min(d.k, (b + 1) * d.block());
-        const float* s = nullptr;
-        if (p.block_scale) {
-          t.halves(p.block_scale + b * p.n + n0, n, scales);
-          s = scales;
-        }
-        product(k, end, d.w(k, n0), p.n, int(whole), s, sums);
-        if (whole < n) {
-          std::memset(stage, 0, size_t(staged * r.lanes));
-          if (s) std::fill(scales + n, scales + whole + r.lanes, 0.0f);
-          for (int64_t j = k; j < end;) {
-            const int64_t stop = std::min(end, j / 2 * 2 + staged);
-            const int64_t lines = p.bits == 4 ? up(stop, 2) - j / 2 : stop - j;
-            for (int64_t i = 0; i < lines; i++) std::memcpy(stage + i * r.lanes, d.w(j, n0 + whole) + i * p.n, size_t(n - whole));
-            product(j, stop, stage, r.lanes, r.lanes, s ? s + whole : s, sums + whole);
-            j = stop;
-          }
-        }
-        k = end;
-      }
+      r.dots(static_cast<const float*>(x), static_cast<const int8_t*>(p.w) + n0 * d.k, d.k, d.k, n, to);
+      return true;
     }
-    t.finish(sums, d.scale(n0), n, p.y_bf16, d.y(0, n0));
+    const int64_t room = up(n, 64) * 64, whole = n / r.lanes * r.lanes;
+    char* at = scratch.take(size_t(4 * room + staged * r.lanes + 2 * 64));
+    if (!at) return false;
+    auto* scales = piece<float>(at, size_t(room));
+    auto* stage = piece<int8_t>(at, size_t(staged * r.lanes));
+    std::memset(to, 0, size_t(up(n, r.lanes) * r.lanes) * 4);
+    const int64_t k1 = std::min(d.k, units * (part + 1) / parts * unit);
+    for (int64_t k = units * part / parts * unit; k < k1;) {
+      const int64_t b = k / d.block(), end = std::min(k1, (b + 1) * d.block());
+      const float* s = nullptr;
+      if (p.block_scale) {
+        t.halves(p.block_scale + b * p.n + n0, n, scales);
+        s = scales;
+      }
+      product(k, end, d.w(k, n0), p.n, int(whole), s, to);
+      if (whole < n) {
+        std::memset(stage, 0, size_t(staged * r.lanes));
+        if (s) std::fill(scales + n, scales + whole + r.lanes, 0.0f);
+        for (int64_t j = k; j < end;) {
+          const int64_t stop = std::min(end, j / 2 * 2 + staged);
+          const int64_t lines = p.bits == 4 ? up(stop, 2) - j / 2 : stop - j;
+          for (int64_t i = 0; i < lines; i++) std::memcpy(stage + i * r.lanes, d.w(j, n0 + whole) + i * p.n, size_t(n - whole));
+          product(j, stop, stage, r.lanes, r.lanes, s ? s + whole : s, to + whole);
+          j = stop;
+        }
+      }
+      k = end;
+    }
     return true;
   }
 
-  void product(int64_t k0, int64_t k1, const int8_t* w, ptrdiff_t row, int n, const float* scale, float* sums) const {
-    if (d.p.bits == 8) r.row8(x + k0, w, row, k1 - k0, n, sums);
-    else r.row4(x + k0, reinterpret_cast<const uint8_t*>(w), row, int(k0 & 1), k1 - k0, n, scale, sums);
+  void product(int64_t k0, int64_t k1, const int8_t* w, ptrdiff_t row, int n, const float* scale, float* to) const {
+    const auto* codes = reinterpret_cast<const uint8_t*>(w);
+    if (r.row4_pairs) r.row4_pairs(static_cast<const uint16_t*>(x) + k0, codes, row, k1 - k0, n, scale, to);
+    else if (d.p.bits == 4) r.row4(static_cast<const float*>(x) + k0, codes, row, int(k0 & 1), k1 - k0, n, scale, to);
+    else r.row8(static_cast<const float*>(x) + k0, w, row, k1 - k0, n, to);
   }
 };
 
 int run_row(const Product& d, int threads) {
-  const DenseTiles& t = float_tiles();
-  static thread_local Scratch floats;   // not `scratch`: this thread has tasks of its own
-  auto* x = reinterpret_cast<float*>(floats.take(size_t(d.k) * 4));
-  if (!x && d.k) return 1;
-  t.panel(d.p.x, d.p.x_bf16, d.p.round, d.k, x);
-  int64_t tasks = std::max<int64_t>(up(d.p.n, row_columns), threads);
-  OneRow one = {d, t, row_kernels(), x, std::min(tasks, up(d.p.n, 64))};
+  const paring_product& p = d.p;
+  const DenseRow& r = row_for(p);
+  const DenseTiles& t = r.row4_pairs ? tiles_for(p) : float_tiles();
+  OneRow one = {d, t, r, nullptr, 0, 1, 8, nullptr, up(p.n, 64) * 64};
+  if (p.transposed) {
+    one.chunks = std::min(up(p.n, 64), row_tasks);
+  } else {
+    one.chunks = up(p.n, row_columns);
+    if (p.block_scale) one.unit = p.block % 2 ? 2 * p.block : p.block;
+    one.parts = std::max<int64_t>(1, std::min({row_tasks / one.chunks, d.k * p.n * p.bits / 8 / row_bytes, up(d.k, one.unit)}));
+  }
+  static thread_local Scratch shared;   // not `scratch`: this thread has tasks of its own
+  char* at = shared.take(size_t(4 * (d.k + 1 + one.parts * one.stride) + 2 * 64));
+  if (!at) return 1;
+  auto* x = piece<float>(at, size_t(d.k + 1));
+  one.sums = piece<float>(at, size_t(one.parts * one.stride));
+  t.panel(p.x, p.x_bf16, p.round, d.k, x);
+  if (r.row4_pairs) reinterpret_cast<uint16_t*>(x)[d.k] = 0;
+  one.x = x;
   std::atomic<bool> failed{false};
-  parallel_for(threads, int(one.tasks), [&](int task) { if (!one.run(task)) failed = true; });
-  return failed;
+  parallel_for(threads, int(one.chunks * one.parts), [&](int task) { if (!one.run(task)) failed = true; });
+  if (failed) return 1;
+  Flushing flushing;
+  for (int64_t part = 1; part < one.parts; part++)
+    for (int64_t n = 0; n < p.n; n++) one.sums[n] += one.sums[part * one.stride + n];
+  t.finish(one.sums, d.scale(0), p.n, p.y_bf16, p.y);
+  return 0;
 }
 
 int run(const Product& d, int threads) {

@@ -41,6 +41,8 @@ struct DenseRow {
   void (*row8)(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, int n, float* sums);
   // sums[column] += scale[column] * the same, from 4 bits, from the high nibble on where `odd`; a null scale is ones.
   void (*row4)(const float* x, const uint8_t* w, ptrdiff_t row, int odd, int64_t k, int n, const float* scale, float* sums);
+  // The same with bfloat16, from the low nibble on, an odd k of x followed by a zero; null where there is none.
+  void (*row4_pairs)(const uint16_t* x, const uint8_t* w, ptrdiff_t row, int64_t k, int n, const float* scale, float* sums);
   // sums[i] = sum over k of x * w[i] for n rows of weights (any n).
   void (*dots)(const float* x, const int8_t* w, ptrdiff_t row, int64_t k, int64_t n, float* sums);
 };
@@ -48,6 +50,6 @@ struct DenseRow {
 namespace portable { const DenseTiles& dense_tiles(); const DenseRow& dense_row(); }
 namespace avx2 { const DenseTiles& dense_tiles(); const DenseRow& dense_row(); }
 namespace avx512 { const DenseTiles& dense_tiles(); const DenseRow& dense_row(); }
-namespace avx512bf16 { const DenseTiles& dense_tiles(); }
+namespace avx512bf16 { const DenseTiles& dense_tiles(); const DenseRow& dense_row(); }
 
 }  // namespace paring

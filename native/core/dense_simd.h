@@ -25,6 +25,19 @@ PARING_INLINE void from_int4(const uint8_t* p, F* low, F* high) {
   *low = _mm512_permutexvar_ps(b, nibbles());
   *high = _mm512_permutexvar_ps(_mm512_srli_epi32(b, 4), nibbles());
 }
+// Sixteen bytes to bfloat16, low and high nibble side by side.
+PARING_INLINE __m512i pairs_from_int4(const uint8_t* p) {
+  // All quarters have all bytes; of those a quarter's four go into both words of a lane each, the odd one moved by a nibble.
+  const __m512i spread = _mm512_setr_epi32(
+      0x80008000, 0x80018001, 0x80028002, 0x80038003, 0x80048004, 0x80058005, 0x80068006, 0x80078007,
+      0x80088008, 0x80098009, 0x800a800a, 0x800b800b, 0x800c800c, 0x800d800d, 0x800e800e, 0x800f800f);
+  // The table twice: of the five bits that select a word the upper one does not matter.
+  const __m256i words = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(nibbles()), 16));
+  const __m512i table = _mm512_inserti64x4(_mm512_castsi256_si512(words), words, 1);
+  __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  __m512i index = _mm512_srlv_epi16(_mm512_shuffle_epi8(bytes, spread), _mm512_set1_epi32(4 << 16));
+  return _mm512_permutexvar_epi16(index, table);
+}
 PARING_INLINE F from_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 PARING_INLINE float total(F a) { return _mm512_reduce_add_ps(a); }
 #elif defined(__AVX2__)

@@ -107,6 +107,10 @@ void halves(const uint16_t* x, int64_t count, float* out) {
 
 // -- weights -----------------------------------------------------------------------------------------------------------
 
+// Rows to fetch weights ahead: a strip takes one cache line of each, in pages of their own, which the hardware does not foresee.
+// Into the second-level cache, as lines a page apart would push each other out of the first.
+constexpr int ahead = 64;
+
 #if defined(__AVX512BF16__)
 // Integers of 8 bits leave the lower half of a float zero.
 PARING_INLINE __m512i pair(F even, F odd) { return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16), _mm512_castps_si512(odd)); }
@@ -114,31 +118,24 @@ PARING_INLINE __m512i pair(F even, F odd) { return _mm512_or_si512(_mm512_srli_e
 void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
   auto* to = static_cast<__m512i*>(strip);
   for (; k >= 2; k -= 2, w += 2 * row) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + 16 * row + c), __builtin_prefetch(w + 17 * row + c);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2), __builtin_prefetch(w + (ahead + 1) * row + c, 0, 2);
     for (int c = 0; c < columns; c += width) *to++ = pair(from_int8(w + c), from_int8(w + row + c));
   }
   if (k) for (int c = 0; c < columns; c += width) *to++ = pair(from_int8(w + c), all(0));
 }
 
-// Words of an index: the low nibble's in the low half, with a bit of the other that the doubled table does not mind.
 void strip4(const uint8_t* w, ptrdiff_t row, int, int k, int columns, const float*, void* strip) {
-  const __m512i f = _mm512_srli_epi32(_mm512_castps_si512(nibbles()), 16);
-  const __m256i words = _mm512_cvtepi32_epi16(f);
-  const __m512i table = _mm512_inserti64x4(_mm512_castsi256_si512(words), words, 1);
   auto* to = static_cast<__m512i*>(strip);
   for (int j = 0; j < k; j += 2, w += row) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + 16 * row + c);
-    for (int c = 0; c < columns; c += width) {
-      __m512i b = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w + c)));
-      *to++ = _mm512_permutexvar_epi16(_mm512_or_si512(b, _mm512_slli_epi32(b, 12)), table);
-    }
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2);
+    for (int c = 0; c < columns; c += width) *to++ = pairs_from_int4(w + c);
   }
 }
 #else
 void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
   auto* to = static_cast<float*>(strip);
   for (int j = 0; j < k; j++, w += row) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + 16 * row + c);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2);
     for (int c = 0; c < columns; c += width, to += width) store(to, from_int8(w + c));
   }
 }
@@ -146,7 +143,7 @@ void strip8(const int8_t* w, ptrdiff_t row, int k, int columns, void* strip) {
 void strip4(const uint8_t* w, ptrdiff_t row, int odd, int k, int columns, const float* scale, void* strip) {
   auto* to = static_cast<float*>(strip);
   for (int j = odd; j < k + odd; w += row, j += 2 - (j & 1)) {
-    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + 16 * row + c);
+    for (int c = 0; c < columns; c += 64) __builtin_prefetch(w + ahead * row + c, 0, 2);
     bool even = !(j & 1), both = even && j + 1 < k + odd;
     for (int c = 0; c < columns; c += width) {
       F low, high, s = scale ? load(scale + c) : all(1);

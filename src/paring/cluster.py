@@ -29,7 +29,7 @@ def cluster(
 
     Args:
       source: A `.tflite`, `.keras` or `.h5` path, a SavedModel folder, bytes of a .tflite file, or a live Keras model.
-      output: The .tflite file to write; None to keep it in memory.
+      output: The .tflite file to write; None to keep it in memory; of a SavedModel also a folder.
       clusters: Distinct values, 2 to 256.
       granularity: Of every output `channel`, or of a whole `tensor`, which compresses better and costs more accuracy.
       data: Samples (see `paring.samples.open_samples`), by which biases are corrected and the result is judged.

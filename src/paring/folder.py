@@ -20,6 +20,7 @@ from paring.compress.base import Context
 from paring.compress.quantize import Quantize
 from paring.compress.weights import shelved
 from paring.decision import FLOAT, WEIGHT_ONLY, Plan
+from paring.diagnose import fitted
 from paring.errors import InputError, UnsupportedError
 from paring.folder_native import RUNTIMES, Packing, natives, record, together, told
 from paring.folder_plan import planned, quantized, readers_of, twins_of
@@ -28,7 +29,10 @@ from paring.formats.saved_model.apply import Place, SourceId, Stored, apply
 from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.flow import SMALL, Source
 from paring.formats.saved_model.model import SavedModel, folder_bytes
+from paring.formats.saved_model.native import check_library
 from paring.formats.saved_model.view import View, kept_of, view
+from paring.graph import OpId
+from paring.observe import Inputs, Observation
 from paring.outcome import Clock, Report, Row
 from paring.recipe import Recipe
 
@@ -57,8 +61,11 @@ def optimize_folder(
     image_range: Any = None,
     runtime: str = "portable",
     progress: Callable[[int], None] | None = None,
+    exact: bool = False,
 ) -> Written:
     """Applies a recipe to a SavedModel and writes another; arguments as those of `paring.optimize`.
+
+    `exact` says that the weights lie on the recipe's grids already, which are kept: no blocks but those it names.
 
     Raises:
       InputError: Bad model, recipe, data or output path.
@@ -71,9 +78,11 @@ def optimize_folder(
             got="strict" if strict else "statistics", todo="Leave that out: it computes in floats, and needs no ranges",
         )  # fmt: skip
     check_recipe(recipe, runtime)
-    target = _check_target(Path(source), Path(output), overwrite)
+    target = check_target(Path(source), Path(output), overwrite)
     clock = Clock()
     model = SavedModel.open(source)
+    if runtime == "native" and verified:
+        check_library(target)
     seen = view(model)
     clock.mark("load")
     twins = twins_of(model)
@@ -82,9 +91,18 @@ def optimize_folder(
     if recipe.changes:
         clock.mark("compress")
     packing = Packing.of(model, seen, twins) if runtime == "native" else None
-    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None)
+    made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, exact=exact)
     clock.mark("plan")
-    stored, notes = _stored(model, seen, made, twins, behind, packing)
+    observation, left = Observation.of(model, seen, made, twins, data, limit=limit, image_range=image_range)
+    with observation:
+        stored, shifts, notes = _stored(model, seen, made, twins, behind, packing, observation)
+    if any(d.settings is not None and d.settings.bias_correction for d in made.decisions) and data is None:
+        notes.append("no data was given: no bias correction")
+    if behind.zeros and packing is None:
+        notes.append(
+            "stock TensorFlow multiplies with zeros and stores them: nothing gets faster, and smaller only in an archive "
+            "(--runtime native leaves them out)"
+        )
     places: Mapping[Place, bool] = {}
     if packing is not None:
         found = natives(model, seen, made, stored)
@@ -96,7 +114,7 @@ def optimize_folder(
         for d in made.decisions
         if d.mode == WEIGHT_ONLY and d.settings is not None and d.settings.activations == "bfloat16"
     ]
-    changed = apply(model, stored, rounded, twins, places)
+    changed = apply(model, stored, rounded, twins, places, shifts)
     changed.record = record(recipe, native=bool(places))
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     verification = None
@@ -107,7 +125,7 @@ def optimize_folder(
             verification = beside(model, part, data, limit=limit, image_range=image_range)
             judge(verification, max_error)
             clock.mark("verify")
-        elif data is not None:
+        elif data is not None and not observation.count:
             notes.append("the data was not read: it serves to compare the outputs, which --no-verify leaves out")
         size = folder_bytes(part)
         _replace(part, target)
@@ -115,9 +133,9 @@ def optimize_folder(
         shutil.rmtree(part, ignore_errors=True)
     report = Report(
         source=str(source), output=str(target), recipe=recipe.name, source_bytes=model.bytes, output_bytes=size,
-        rows=tuple(_rows(made, seen, behind)), culprits=(), verification=verification,
-        runtime="native" if places else "portable", samples=0, seconds=clock.seconds,
-        notes=(*notes, *(verification.notes if verification is not None else ())), kind="SavedModel",
+        rows=tuple(_rows(made, seen, behind, left)), culprits=(), verification=verification,
+        runtime="native" if places else "portable", samples=observation.count, seconds=clock.seconds,
+        notes=(*notes, *((*verification.notes, *_fitted(made, data)) if verification is not None else ())), kind="SavedModel",
     )  # fmt: skip
     return Written(changed, report, made)
 
@@ -127,11 +145,10 @@ def check_recipe(recipe: Recipe, runtime: str = "portable") -> None:
 
     Raises:
       InputError: There is no such runtime.
-      UnsupportedError: Integers in and out, weights that are rounded together by data, or zeros that stock operators would have
-        to read.
+      UnsupportedError: Integers in and out, equalization, or zeros that stock operators would have to read.
     """
 
-    def refuse(what: str, todo: str, expected: str = "quantize with rounding nearest") -> UnsupportedError:
+    def refuse(what: str, todo: str, expected: str = "floats in and out, scales as they are") -> UnsupportedError:
         return UnsupportedError(
             "cannot apply the recipe to a SavedModel", where=f"recipe {recipe.name}",
             expected=expected, got=what, todo=todo,
@@ -151,11 +168,14 @@ def check_recipe(recipe: Recipe, runtime: str = "portable") -> None:
                 "Take --runtime native, which stores it so by itself",
                 "storage dense: stock operators read no other",
             )
-        if rule.apply is not None and rule.apply.sequential:
-            raise refuse(f"rounding {rule.apply.rounding} in rule {rule.describe()}", "Take --rounding nearest")
 
 
-def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
+def check_target(source: Path, target: Path, overwrite: bool) -> Path:
+    """The output folder.
+
+    Raises:
+      InputError: It cannot be written, or exists and may not be replaced.
+    """
     if target.exists() and not target.is_dir():
         raise InputError("cannot write the model", where=str(target), expected="a folder's name", got="a file")
     if target.exists() and not overwrite:
@@ -196,12 +216,12 @@ def _stored(
     twins: Mapping[SourceId, SourceId],
     behind: Staged,
     packing: Packing | None,
-) -> tuple[dict[SourceId, Stored], list[str]]:
-    """Every weight that the plan stores anew, read and encoded one at a time."""
+    observation: Observation,
+) -> tuple[dict[SourceId, Stored], dict[Place, np.ndarray], list[str]]:
+    """Every weight that the plan stores anew, read and encoded one at a time; and what is added to the products."""
     modes, notes = made.by_op(), [*behind.notes]
-    if any(d.settings is not None and d.settings.bias_correction for d in made.decisions):
-        notes.append("no bias correction: SavedModels have none yet")
     stored: dict[SourceId, Stored] = {}
+    shifts: dict[Place, np.ndarray] = {}
     for id_, (_, readers) in readers_of(seen, twins).items():
         source = model.flow.sources[id_]
         settings = modes[readers[0]].settings if all(quantized(modes[op]) for op in readers) else None
@@ -209,20 +229,24 @@ def _stored(
             continue
         sources = together(model, id_, twins)
         weight = behind.values(model, source)
-        packed = packing.packed(id_, settings, weight, source.name) if packing is not None else None
+        inputs = observation.inputs(id_)
+        packed = packing.packed(id_, settings, weight, source.name, inputs) if packing is not None else None
         if packed is not None:
             made_of = packed
         elif settings is None:
             made_of = Stored("float32", weight)
         else:
-            made_of = encode(settings, weight, _kept(sources, settings), source.name)
+            made_of = encode(settings, weight, _kept(sources, settings), source.name, inputs)
             ends = [end for s in sources for end in s.ends]
             assert source.shape is not None
             if made_of.scale is not None and any(along(made_of.scale, source.shape, end.axes) is None for end in ends):
-                made_of = encode(settings, weight, (), source.name)
+                made_of = encode(settings, weight, (), source.name, inputs)
                 notes.append(f"{source.name} has one scale: a reshape joins its channels with others")
             if id_ in behind.stages and made_of.scale is not None:
                 notes += behind.broken(source, made_of.codes.astype(np.float32) * made_of.scale)
+        if settings is not None and settings.bias_correction and inputs is not None:
+            values = _values(id_, made_of, packing, weight.shape)
+            shifts |= inputs.shifts(weight, values)
         stored |= dict.fromkeys([s.id for s in sources], made_of)
     if not stored:
         notes.append("nothing became smaller: no weight is stored anew, the table says why (try weight-only-int8)")
@@ -234,7 +258,15 @@ def _stored(
     if unread:
         more = f" and {len(unread) - 5} more" if len(unread) > 5 else ""
         notes.append(f"stay as they are, because no operator known here reads them: {', '.join(unread[:5])}{more}")
-    return stored, notes
+    return stored, shifts, notes
+
+
+def _values(id_: SourceId, stored: Stored, packing: Packing | None, shape: tuple[int, ...]) -> np.ndarray:
+    """What a weight is from now on, as real numbers."""
+    if packing is not None and stored.packed:
+        return packing.values(id_, stored, shape)
+    values = stored.codes.astype(np.float32)
+    return values if stored.scale is None else values * stored.scale
 
 
 def _kept(sources: Sequence[Source], settings: Quantize) -> tuple[int, ...]:
@@ -248,7 +280,9 @@ def _kept(sources: Sequence[Source], settings: Quantize) -> tuple[int, ...]:
     return (len(shape) - 1,) if len(shape) > 1 and sources[0].size >= 8 * shape[-1] else ()
 
 
-def encode(settings: Quantize, weight: np.ndarray, kept: tuple[int, ...], name: str) -> Stored:
+def encode(
+    settings: Quantize, weight: np.ndarray, kept: tuple[int, ...], name: str, inputs: Inputs | None = None
+) -> Stored:
     """A weight as it is to be stored.
 
     Args:
@@ -256,23 +290,34 @@ def encode(settings: Quantize, weight: np.ndarray, kept: tuple[int, ...], name: 
       weight: float32, any rank.
       kept: Dimensions whose every index has a scale of its own; none for one scale.
       name: For messages.
+      inputs: What it meets, where that was observed; it is left out of account where scales lie in another way.
 
     >>> encode(Quantize("int8", "float"), np.array([[1.0, -4.0], [2.0, 2.0]], np.float32), (1,), "w").codes.tolist()
     [[64, -127], [127, 64]]
     """
     if settings.weights in ("float16", "bfloat16"):
         return Stored(settings.weights, shelved(settings.encode(weight, Context(name, None)).values))
-    order = (*kept, *(d for d in range(weight.ndim) if d not in kept))
-    count = prod(weight.shape[d] for d in kept)
+    meeting = inputs.meeting if inputs is not None else None
+    if inputs is not None and meeting is not None and (not kept or {*meeting.order[: meeting.outputs]} == {*kept}):
+        order, outputs, context = meeting.order, meeting.outputs, inputs.context(name, settings)
+    else:
+        order, outputs = (*kept, *(d for d in range(weight.ndim) if d not in kept)), len(kept)
+        context = Context(name, 0, (1,))
+    own = settings if kept else replace(settings, granularity="tensor")
     turned = weight.transpose(order)
-    encoded = settings.encode(turned.reshape(count, -1), Context(name, 0, (1,)))
+    encoded = own.encode(turned.reshape(prod(turned.shape[:outputs]), -1), context)
     assert encoded.grid is not None
-    codes = encoded.values.reshape(turned.shape).transpose(np.argsort(order))
-    sizes = [weight.shape[d] if d in kept and encoded.grid.scale.size > 1 else 1 for d in range(weight.ndim)]
-    return Stored("int8", shelved(np.ascontiguousarray(codes)), encoded.grid.scale.astype(np.float32).reshape(sizes))
+    back, scale = np.argsort(order), encoded.grid.scale.astype(np.float32)
+    codes = encoded.values.reshape(turned.shape).transpose(back)
+    sizes = [size if place < outputs and scale.size > 1 else 1 for place, size in enumerate(turned.shape)]
+    return Stored("int8", shelved(np.ascontiguousarray(codes)), scale.reshape(sizes).transpose(back))
 
 
-def _rows(made: Plan, seen: View, behind: Staged) -> Iterator[Row]:
+def _fitted(made: Plan, data: Any) -> tuple[str, ...]:
+    return fitted(made) if data is not None else ()
+
+
+def _rows(made: Plan, seen: View, behind: Staged, unseen: Mapping[OpId, str]) -> Iterator[Row]:
     for d in made.decisions:
         size = sum(t.weight.stored_bytes for _, t in made.graph.weights_of(d.op) if t.weight)
         reason = d.reason
@@ -280,11 +325,11 @@ def _rows(made: Plan, seen: View, behind: Staged) -> Iterator[Row]:
         if d.mode != FLOAT and (left := [s for s in parts if s.refused]):
             reason = f"{reason}; but {', '.join(s.name for s in left)} stays float: {left[0].refused}"
         got = behind.ops.get(d.op.id, Got())
-        reason = "; ".join((reason, *got.left))
+        reason = "; ".join((reason, *([unseen[d.op.id]] if d.op.id in unseen else ()), *got.left))
         row = Row(d.op.name, d.op.native, d.op.kind, d.mode, d.form, reason, size, d.op.scope, stages=got.done)
         if got.zeros is not None:
             row = replace(row, sparsity=got.zeros.sparsity, pattern=got.zeros.pattern, pruning=got.zeros.reason)
         yield row
 
 
-__all__ = ["Written", "check_recipe", "encode", "optimize_folder"]
+__all__ = ["Written", "check_recipe", "check_target", "encode", "optimize_folder"]

@@ -18,8 +18,9 @@ from paring.formats.saved_model.apply import Place, SourceId, Stored, taken
 from paring.formats.saved_model.flow import End, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import Seat, seat
-from paring.formats.saved_model.packed import pack_int4, pack_sparse
+from paring.formats.saved_model.packed import pack_int4, pack_sparse, unpack
 from paring.formats.saved_model.view import View
+from paring.observe import Inputs
 from paring.outcome import VERSION
 from paring.recipe import Recipe
 from paring.targets import THRESHOLD
@@ -28,6 +29,24 @@ RUNTIMES = ("portable", "native")
 DENSE_INT8 = 0.8
 """Share of zeros below which int8 weights beside float activations stay dense: without their zeros they are multiplied as
 floats, four bytes each, which is more to read than all of them in one byte."""
+
+_SMALL, _LARGE = (
+    2.0**-4,
+    2.0**12,
+)  # largest weight of a channel: between, float16 holds the scales of all blocks that count
+
+
+def check_runtime(runtime: str | None) -> None:
+    """Refuses a choice of runtimes for a `.tflite` file.
+
+    Raises:
+      InputError: There is one.
+    """
+    if runtime is not None:
+        raise InputError(
+            "there is no choice of runtimes", where=f"runtime {runtime}", expected="a SavedModel, written to a folder",
+            got="a .tflite file", todo="LiteRT runs it; the delegate makes sparse ones faster (paring.delegate_path)",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,9 @@ class Packing:
         """Looks at all weights that operators read."""
         return cls({id_: _packing(model, together(model, id_, twins)) for id_ in readers_of(seen, twins)})
 
-    def packed(self, id_: SourceId, settings: Quantize | None, weight: np.ndarray, name: str) -> Stored | None:
+    def packed(
+        self, id_: SourceId, settings: Quantize | None, weight: np.ndarray, name: str, inputs: Inputs | None = None
+    ) -> Stored | None:
         """A weight packed; None where it is to stay in its own layout.
 
         Args:
@@ -53,17 +74,30 @@ class Packing:
           settings: How it is quantized; None: not.
           weight: Its values, float32.
           name: For messages.
+          inputs: What it meets, where that was observed.
         """
         place = self.seats[id_]
         if isinstance(place, str) or not weight.size:
             return None
         if settings is not None and settings.weights == "int4":
-            return _int4(settings, place, weight, name)
+            return _int4(settings, place, weight, name, inputs)
         if settings is not None and settings.weights != "int8":
             return None
         zeros = 1 - np.count_nonzero(weight) / weight.size
         floats = settings is not None and settings.activations != "dynamic"
         return _sparse(settings, place, weight, name) if zeros >= (DENSE_INT8 if floats else THRESHOLD) else None
+
+    def values(self, id_: SourceId, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
+        """What a packed weight stands for, float32 of its own shape."""
+        place, found = self.seats[id_], unpack(stored.codes)
+        assert not isinstance(place, str) and stored.scale is not None
+        rows = found.weights.astype(np.float32)
+        if found.scales is None:
+            rows = rows.T
+        else:
+            rows *= np.repeat(found.scales.astype(np.float32), found.block, axis=0)[: len(rows)]
+        order = [*place.order, *(d for d in range(len(shape)) if d not in place.order)]
+        return (rows * stored.scale).reshape([shape[d] for d in order]).transpose(np.argsort(order))
 
 
 def together(model: SavedModel, id_: SourceId, twins: Mapping[SourceId, SourceId]) -> list[Source]:
@@ -111,20 +145,32 @@ def _starts(flow: Flow, end: End, twins: set[SourceId]) -> bool:
     return {it.id for it in flow.holder(end.scope, flow.scopes[end.scope].canonical(end.node.input[0]))} <= twins
 
 
-def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str) -> Stored:
-    """int4 in blocks of inputs; the last block of a channel may be shorter."""
+def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str, inputs: Inputs | None) -> Stored:
+    """int4 in blocks of inputs, the last of a channel may be shorter; or with a scale for each channel, as one block."""
     rows = place.matrix(weight).T
-    # A power of two for each channel keeps the blocks' scales, which have 16 bits, away from the ends of their range.
-    peak = np.abs(rows).max(axis=1)
+    depth = rows.shape[1]
+    if settings.granularity != "block":
+        encoded = settings.encode(np.ascontiguousarray(rows), Context(name, 0, (1,)))
+        assert encoded.grid is not None
+        scale = np.broadcast_to(encoded.grid.scale.astype(np.float32), len(rows))
+        blob = pack_int4(
+            np.ascontiguousarray(encoded.values.T), np.ones((1, len(rows)), np.float16), depth, place.kernel
+        )
+        return Stored("int8", shelved(blob), np.ascontiguousarray(scale), "int4")
+    peak, block = np.abs(rows).max(axis=1), settings.block_size
     if not np.isfinite(peak).all():
         raise InputError(
             "cannot quantize weights", where=name, expected="finite values", got="infinity or not-a-number"
         )
-    power = np.ldexp(np.float32(1), np.frexp(np.where(peak > 0, peak, 1))[1]).astype(np.float32)
-    block, depth = settings.block_size, rows.shape[1]
+    # Scales of blocks have 16 bits: channels at the ends of their range are moved by a power of two, which loses nothing.
+    outside = (peak > 0) & ((peak < _SMALL) | (peak > _LARGE))
+    power = np.ldexp(np.float32(1), np.frexp(np.where(outside, peak, 0.5))[1]).astype(np.float32)
     whole = np.zeros((len(rows), -(-depth // block) * block), np.float32)
     np.divide(rows, power[:, None], out=whole[:, :depth])
-    encoded = settings.encode(whole, Context(name, 0, (1,)))
+    context = Context(name, 0, (1,))
+    if inputs is not None and np.array_equal(inputs.meeting.matrix(weight), rows):
+        context = inputs.context(name, settings, whole.shape[1])
+    encoded = settings.encode(whole, context)
     assert encoded.grid is not None
     codes, scales = np.ascontiguousarray(encoded.values[:, :depth].T), encoded.grid.scale.astype(np.float16).T
     return Stored("int8", shelved(pack_int4(codes, np.ascontiguousarray(scales), block, place.kernel)), power, "int4")
@@ -151,7 +197,9 @@ NEEDED = "import paring.tensorflow before it is loaded, or call tf.load_op_libra
 def told(places: Mapping[Place, bool]) -> list[str]:
     """What a report says of the runtime."""
     if not places:
-        return ["no operator is native, so stock TensorFlow runs the model: the table says why"]
+        return [
+            "no operator is paring's own, so stock TensorFlow runs the model: these read int8, int4 and mostly zeros"
+        ]
     return [f"{len(places)} operators are paring's own: {NEEDED}"]
 
 
@@ -187,7 +235,7 @@ def natives(model: SavedModel, seen: View, made: Plan, stored: Mapping[SourceId,
             continue
         dynamic = d.settings is not None and d.settings.activations == "dynamic" and words[0] == "sparse int8"
         places |= {(use.scope, use.node, use.input): dynamic for use, _, it in kept if not isinstance(it, str)}
-        form = words[0] if d.settings is None else shown(d.op, d.settings, words[0])
+        form = "sparse" if d.settings is None else shown(d.op, d.settings, words[0])
         reason = d.reason
         if why:
             reason = f"{reason}; stock operators: {why[0]}"
@@ -207,4 +255,4 @@ def _reads(
             yield use, stored[source.id], taken(model.flow, source, use, stored[source.id])
 
 
-__all__ = ["DENSE_INT8", "RUNTIMES", "Natives", "Packing", "natives", "record", "together", "told"]
+__all__ = ["DENSE_INT8", "RUNTIMES", "Natives", "Packing", "check_runtime", "natives", "record", "together", "told"]

@@ -32,6 +32,8 @@ def planned(
     winners: Mapping[OpId, tuple[Rule | None, str]],
     twins: Mapping[SourceId, SourceId],
     packing: Mapping[SourceId, Seat | str] | None = None,
+    *,
+    exact: bool = False,
 ) -> Plan:
     """The plan in which every variable has one fate: what its readers agree on, float where one of them stays float.
 
@@ -41,16 +43,18 @@ def planned(
       winners: Which rule each operator follows, and why.
       twins: Variables that hold the same as another.
       packing: On the native runtime, by weight how it would be packed, or why it cannot be; None on the portable one.
+      exact: The weights lie on the recipe's grids already, which are kept.
     """
     asked = {op: (rule.apply if rule is not None else None, why) for op, (rule, why) in winners.items()}
-    if packing is None:
-        return _settled(plan(seen.graph, recipe, asked), seen, twins, None)
+    if packing is None and not exact:
+        return _settled(plan(seen.graph, recipe, asked), seen, twins, None, exact=False)
     made = plan(seen.graph, recipe, {op: (_plain(wanted), why) for op, (wanted, why) in asked.items()})
-    decisions = tuple(
-        replace(d, settings=_blocked(wanted)) if d.settings is not None and (wanted := asked[d.op.id][0]) else d
-        for d in made.decisions
-    )
-    return _settled(replace(made, decisions=decisions), seen, twins, packing)
+    decisions = []
+    for d in made.decisions:
+        wanted = asked[d.op.id][0]
+        found = _blocked(wanted, 0 if exact else BLOCK) if wanted is not None and d.settings is not None else d.settings
+        decisions.append(replace(d, settings=found))
+    return _settled(replace(made, decisions=tuple(decisions)), seen, twins, packing, exact=exact)
 
 
 def _plain(wanted: Quantize | None) -> Quantize | None:
@@ -62,15 +66,21 @@ def _plain(wanted: Quantize | None) -> Quantize | None:
     return replace(wanted, activations=activations, granularity=granularity, block_size=0)
 
 
-def _blocked(wanted: Quantize) -> Quantize:
-    """As it is stored: int4 has blocks, for that is what the operators read."""
-    if wanted.weights != "int4":
+def _blocked(wanted: Quantize, block: int) -> Quantize:
+    """As it is stored: int4 in blocks."""
+    size = wanted.block_size or block
+    if wanted.weights != "int4" or not size:
         return wanted
-    return replace(wanted, granularity="block", block_size=wanted.block_size or BLOCK)
+    return replace(wanted, granularity="block", block_size=size)
 
 
 def _settled(
-    made: Plan, seen: View, twins: Mapping[SourceId, SourceId], packing: Mapping[SourceId, Seat | str] | None
+    made: Plan,
+    seen: View,
+    twins: Mapping[SourceId, SourceId],
+    packing: Mapping[SourceId, Seat | str] | None,
+    *,
+    exact: bool,
 ) -> Plan:
     made = ground(
         made, {d.op.id: seen.refused[d.op.id] for d in made.decisions if quantized(d) and d.op.id in seen.refused}
@@ -94,7 +104,7 @@ def _settled(
         for op in readers if settings else ():
             d = modes[op]
             if d.settings is not None and settings[0] is not None:
-                modes[op] = _as_stored(d, settings[0], whole)
+                modes[op] = _as_stored(d, settings[0], whole, exact=exact)
     return replace(made, decisions=tuple(modes[d.op.id] for d in made.decisions))
 
 
@@ -103,22 +113,23 @@ def quantized(decision: Decision) -> bool:
     return decision.mode == WEIGHT_ONLY
 
 
-def _as_stored(decision: Decision, first: Quantize, whole: str) -> Decision:
+def _as_stored(decision: Decision, first: Quantize, whole: str, *, exact: bool) -> Decision:
     """The decision with the form in which its weights are stored: that of the first of their readers.
 
-    `whole` says why they cannot have 4 bits; empty where they can.
+    `whole` says why they cannot have 4 bits, empty where they can; `exact` keeps their grid of 4 bits in any case.
     """
     own, reason = decision.settings, decision.reason
     assert own is not None
     form = first.weights if not whole else _FORMS[first.weights]
+    kept = exact and first.granularity != "block"
     if form != first.weights:
-        reason = f"{reason}; {whole}, int8 instead"
+        reason = f"{reason}; {whole}, int8 {'that holds the same' if kept else 'instead'}"
     if _FORMS[own.weights] != _FORMS[first.weights]:
         reason = f"{reason}; stored as another operator that reads them asks"
     blocks = first.granularity == "block" and form == "int4"
     granularity = "channel" if first.granularity == "block" and not blocks else first.granularity
     settings = replace(
-        first, weights=form, activations=own.activations, granularity=granularity,
+        first, weights=first.weights if kept else form, activations=own.activations, granularity=granularity,
         block_size=first.block_size if blocks else 0,
     )  # fmt: skip
     return replace(decision, settings=settings, form=shown(decision.op, own, form), reason=reason)

@@ -61,6 +61,11 @@ class Staged:
     ops: dict[OpId, Got] = new(default_factory=dict)
     notes: tuple[str, ...] = ()
 
+    @property
+    def zeros(self) -> bool:
+        """True where weights were pruned."""
+        return any(isinstance(stage, Sparsify) for stages in self.stages.values() for stage in stages)
+
     def values(self, model: SavedModel, source: Source) -> np.ndarray:
         """A weight as it is now, float32."""
         held = self.held.get(source.id)
@@ -115,7 +120,7 @@ def staged(
                 progress(number)
     if rules and any(rule.before for rule in rules.values()):
         _check(model, found, rules)
-    if any(isinstance(stage, Sparsify) for stages in found.stages.values() for stage in stages):
+    if found.zeros:
         found.notes = (_NO_DATA,)
     return found
 

@@ -16,8 +16,9 @@ from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.folder import optimize_folder
-from paring.formats import SUFFIXES, check_there, load
-from paring.formats.saved_model.model import SavedModel, is_saved_model
+from paring.folder_native import check_runtime
+from paring.formats import check_there, load
+from paring.formats.saved_model.model import SavedModel, writes_folder
 from paring.formats.tflite.apply import apply, set_constants, versions_of
 from paring.formats.tflite.model import TfliteModel
 from paring.formats.tflite.sink import sink
@@ -111,17 +112,14 @@ def optimize(
     check_there(source)
     if max_error is not None and not verified:
         raise InputError("cannot hold the bound", where="--max-error", expected="a run to compare", got="--no-verify")
-    if output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES:
+    if writes_folder(source, output):
+        assert output is not None
         written = optimize_folder(
             source, chosen, data, output, statistics=statistics, strict=strict, verified=verified, max_error=max_error,
             overwrite=overwrite, limit=limit, image_range=image_range, runtime=runtime or "portable", progress=progress,
         )  # fmt: skip
         return Result(written.model, written.report, written.plan)
-    if runtime is not None:
-        raise InputError(
-            "there is no choice of runtimes", where=f"--runtime {runtime}", expected="a SavedModel, written to a folder",
-            got="a .tflite file", todo="LiteRT runs it; the delegate makes sparse ones faster (paring.delegate_path)",
-        )  # fmt: skip
+    check_runtime(runtime)
     if not chosen.static and {chosen.inputs, chosen.outputs} != {"float32"}:
         raise InputError(
             "inputs and outputs cannot be integers", where=f"recipe {chosen.name}", expected="static activations",

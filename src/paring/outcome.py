@@ -93,7 +93,7 @@ class Culprit:
 class Report:
     """What was done to a model, what it cost, and what running it showed.
 
-    `kind` is `tflite` or `SavedModel`; `runtime` the oldest LiteRT that runs it, or whose operators it has: `portable`, `native`.
+    `kind` is `tflite` or `SavedModel`; `runtime` the oldest LiteRT that runs it, or whose operators it has.
     """
 
     source: str

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from paring.compress.sparsify import Sparsify
+from paring.formats.saved_model.model import writes_folder
 from paring.optimize import Result, optimize
 from paring.recipe import Recipe, Rule
 
@@ -32,7 +33,8 @@ def sparsify(
 
     Args:
       source: A `.tflite`, `.keras` or `.h5` path, a SavedModel folder, bytes of a .tflite file, or a live Keras model.
-      output: The .tflite file to write; None to keep it in memory.
+      output: The .tflite file to write; None to keep it in memory; of a SavedModel also a folder. There the smallest weights
+        go: data only compares the outputs.
       target: The runtime that has to gain: it decides which layers are pruned and in which pattern. Empty: all layers.
       sparsity: Share of zeros over all pruned layers, above 0 and below 1; not needed with a pattern such as `2:4`.
       pattern: Instead of the target's own.
@@ -53,8 +55,9 @@ def sparsify(
     >>> [row.kind for row in made.report.rows if row.sparsity]
     ['conv2d', 'conv2d', 'dense', 'dense']
     """
+    given = data is not None and not writes_folder(source, output)
     return optimize(
-        source, recipe(target, sparsity, pattern, storage, allocation, min_size, given=data is not None), data,
+        source, recipe(target, sparsity, pattern, storage, allocation, min_size, given=given), data,
         output=output, skip=skip, only=only, **options,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import typer
 
 from paring.cli import quantize as common
+from paring.formats.saved_model.model import writes_folder
 from paring.sparsify import TARGET, recipe
 
 
@@ -45,7 +46,8 @@ def sparsify(
     every: bool = common.EVERY,
 ) -> None:
     """Prune a model once, after training, in the pattern that a target gains from, and verify what was written."""
-    chosen = recipe(target, sparsity, pattern, storage, allocation, min_size, given=data is not None)
+    given = data is not None and not writes_folder(model, output)
+    chosen = recipe(target, sparsity, pattern, storage, allocation, min_size, given=given)
     common.run(
         model, output, chosen, data, as_json=as_json, every=every, skip=skip, only=only, verified=verify,
         max_error=max_error, overwrite=overwrite, limit=limit, image_range=image_range, runtime=runtime,

@@ -31,7 +31,9 @@ DROP = typer.Option(
 )
 SIZE = typer.Option(None, "--max-size", help="Largest file: 60kB, 1.5MB.")
 LATENCY = typer.Option(None, "--max-latency", help="Longest median latency with one thread here: 3ms, 800us.")
-ACTIVATIONS = typer.Option("dynamic", help="Of int8 and int4 layers: dynamic, or int8 for integer models.")
+ACTIVATIONS = typer.Option(
+    "dynamic", help="Of int8 and int4 layers: dynamic, or int8 for integer models (SavedModels: bfloat16)."
+)
 ROUNDING = typer.Option("adaround", help="Of int4 weights: adaround, gptq (quicker on wide layers) or nearest.")
 WORKERS = typer.Option(None, "--workers", min=1, help="Trials under way at a time; one on each core by default.")
 DASK = typer.Option(
@@ -55,6 +57,7 @@ def tune(
     activations: str = ACTIVATIONS,
     rounding: str = ROUNDING,
     skip: list[str] = common.SKIP,
+    runtime: str | None = common.RUNTIME,
     image_range: str | None = common.IMAGES,
     limit: int | None = common.LIMIT,
     workers: int | None = WORKERS,
@@ -93,8 +96,9 @@ def tune(
 
             found = search(
                 model, data, output=output, metric=metric, max_drop=max_drop, max_size=max_size, max_latency=max_latency,
-                labels=labels, activations=activations, rounding=rounding, skip=skip, executor=executor, width=workers,
-                folder=folder, overwrite=overwrite, limit=limit, image_range=image_range, progress=step,
+                labels=labels, activations=activations, rounding=rounding, skip=skip, runtime=runtime,
+                executor=executor, width=workers, folder=folder, overwrite=overwrite, limit=limit, image_range=image_range,
+                progress=step,
             )  # fmt: skip
     except KeyboardInterrupt:
         if (folder / "journal.jsonl").exists():

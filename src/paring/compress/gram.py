@@ -104,21 +104,35 @@ class GramSum:
 
     def update(self, x: np.ndarray, seen: np.ndarray) -> None:
         """Adds one sample: the operator's input in the float model, and the same behind what is quantized so far."""
-        count = 0
-        for values, waiting in zip((x, seen), self.patches, strict=True):
-            rng = np.random.default_rng([self.seed, self.samples])  # the same positions on both sides
-            patches, count = self.unfolding.patches(np.asarray(values, np.float32), self.positions, rng)
-            waiting.append(patches)
+        pair = []
+        for values in (x, seen):
+            # The same positions on both sides.
+            patches, _ = self.unfolding.patches(np.asarray(values, np.float32), self.positions, self.random())
+            pair.append(patches)
+        self.add(pair[0], pair[1])
+
+    def random(self) -> np.random.Generator:
+        """Draws the positions of the next sample."""
+        return np.random.default_rng([self.seed, self.samples])
+
+    def add(self, rows: np.ndarray, seen: np.ndarray) -> None:
+        """Adds one sample's rows, float32 [groups * parts, positions, inputs]; `seen` may be the very same array."""
+        for values, waiting in zip((rows, seen), self.patches, strict=True):
+            waiting.append(values)
+        count = rows.shape[1]
         self.samples, self.rows, self.waiting = self.samples + 1, self.rows + count, self.waiting + count
         if self.waiting >= BATCH:
             self._add()
 
     def _add(self) -> None:
         """Sums up what waits: a product of many rows costs little more than one of a single row."""
-        a, b = (np.concatenate(waiting, axis=1) for waiting in self.patches)
+        same = all(one is other for one, other in zip(*self.patches, strict=True))
+        a = np.concatenate(self.patches[0], axis=1)
+        b = a if same else np.concatenate(self.patches[1], axis=1)
         turned = np.swapaxes(b, -1, -2)
         with np.errstate(over="ignore", invalid="ignore"):  # `finish` refuses what is not finite
-            parts = [turned @ b, turned @ a, b.sum(axis=1, dtype=np.float64), a.sum(axis=1, dtype=np.float64)]
+            second, mean = turned @ b, b.sum(axis=1, dtype=np.float64)
+            parts = [second, second if same else turned @ a, mean, mean if same else a.sum(axis=1, dtype=np.float64)]
             if not self.sums:
                 self.sums = [np.zeros(part.shape, np.float64) for part in parts]
             for place, part in enumerate(parts):

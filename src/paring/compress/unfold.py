@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -165,7 +165,7 @@ class Unfolding:
             x, stride = _spread(x, stride, (height, width), valid=valid), [1, 1]
         spans = [(k - 1) * d + 1 for k, d in zip((height, width), dilation, strict=True)]
         if not valid and self.kind != "conv2d_transpose":
-            x = np.pad(x, [(0, 0), *_same(x.shape[1:3], spans, stride), (0, 0)])
+            x = np.pad(x, [(0, 0), *same_margins(x.shape[1:3], spans, stride), (0, 0)])
         if x.shape[1] < spans[0] or x.shape[2] < spans[1]:
             return np.zeros((0, height, width, x.shape[3]), np.float32)
         views = np.lib.stride_tricks.sliding_window_view(x, spans, axis=(1, 2))[
@@ -177,8 +177,8 @@ class Unfolding:
         return found[:, ::-1, ::-1] if self.kind == "conv2d_transpose" else found
 
 
-def _same(size: tuple[int, ...], spans: list[int], stride: list[int]) -> list[tuple[int, int]]:
-    """TensorFlow's SAME padding of height and width."""
+def same_margins(size: tuple[int, ...], spans: Sequence[int], stride: Sequence[int]) -> list[tuple[int, int]]:
+    """TensorFlow's SAME padding of height and width, or of as many dimensions as are given."""
     found = []
     for n, span, step in zip(size, spans, stride, strict=True):
         total = max((-(-n // step) - 1) * step + span - n, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from paring.formats import keras as keras_format
 from paring.formats.saved_model import session
+from paring.measure.latency import latency
 from paring.runtime.worker import Server, serve
 
 _PROGRAM = """
@@ -64,15 +66,23 @@ class FrameworkServer(Server):
         return {}
 
     def sense(
-        self, name: str, signature: str, wanted: list[int], arrays: list[np.ndarray]
+        self, name: str, signature: str, wanted: list[int], inputs: bool, arrays: list[np.ndarray]
     ) -> tuple[dict[str, Any], list[np.ndarray]]:
-        """Runs a sample -> the outputs, and every value of the wanted points, in the model and alone."""
+        """Runs a sample -> the outputs, and what the wanted points gave, in the model and alone; or what they read."""
         probe = self.sessions[name]
         outputs = probe.run(signature, arrays, wanted)
-        seen = [[found[number] for number in wanted] for found in (probe.results, probe.alone)]
+        results = [probe.read(number) if inputs else probe.results[number] for number in wanted]
+        seen = [results, [probe.alone[number] for number in wanted]]
         counts = [[len(values) for values in part] for part in seen]
         more = [value for part in seen for values in part for value in values]
         return {"outputs": len(outputs), "counts": counts, "sizes": probe.sizes}, [*outputs, *more]
+
+    def time(self, names: list[str], rounds: int, arrays: list[np.ndarray]) -> dict[str, Any]:
+        """Latency of several loaded models on one sample, interleaved round by round."""
+        for name in names:
+            self.sessions[name].run(arrays)
+        found = latency({name: self.sessions[name].again for name in names}, rounds=rounds)
+        return {"latency": {name: asdict(value) for name, value in found.items()}}
 
     def describe(self, name: str) -> dict[str, Any]:
         """What a model takes and gives."""

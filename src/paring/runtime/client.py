@@ -86,7 +86,7 @@ class Sensed:
 
     Attributes:
       outputs: Of the signature.
-      results: By point, the results of all its executions.
+      results: By point, the results of all its executions (or what they read as their first input).
       alone: Of the optimized model, the results of the layer fed with what it read in the float model.
       sizes: For every point, the bytes that it read and made.
     """
@@ -262,9 +262,13 @@ class Worker:
         """Loads a SavedModel to look into at (function, operator, inputs); `exact`: the float model's probe, or nothing."""
         self._call("probe", name=name, path=str(path), points=[list(point) for point in points], exact=exact)
 
-    def sense(self, name: str, signature: str, inputs: Sequence[np.ndarray], wanted: Sequence[int]) -> Sensed:
-        """Runs one sample through a probe; `wanted` are numbers of points."""
-        message, arrays = self._call("sense", list(inputs), name=name, signature=signature, wanted=list(wanted))
+    def sense(
+        self, name: str, signature: str, sample: Sequence[np.ndarray], wanted: Sequence[int], *, inputs: bool = False
+    ) -> Sensed:
+        """Runs one sample through a probe; `wanted` are numbers of points, whose `inputs` may be asked for instead."""
+        message, arrays = self._call(
+            "sense", list(sample), name=name, signature=signature, wanted=list(wanted), inputs=inputs
+        )
         rest = iter(arrays)
         outputs = [next(rest) for _ in range(message["outputs"])]
         seen = [

@@ -1,6 +1,6 @@
-"""The native library: where it is, and its C API (`native/core/paring.h`) as ctypes sees it. Importing this loads nothing.
+"""The native libraries: where they are, and the C API (`native/core/paring.h`) as ctypes sees it. Importing this loads none.
 
-It is built when paring is installed. Where no C++ compiler was found then, all else works, and what needs the library
+They are built when paring is installed. Where no C++ compiler was found then, all else works, and what needs a library
 says how to get it.
 """
 
@@ -14,8 +14,7 @@ from pathlib import Path
 
 from paring.errors import ParingError
 
-_INSTALLED = Path(__file__).parents[1] / "native" / "libparing.so"
-_VARIABLE = "PARING_LIBRARY"
+_INSTALLED = Path(__file__).parents[1] / "native"
 
 F32, S8, QD8 = 0, 1, 2
 """Types of layers: all float32; all int8; float activations that are quantized when they arrive, with int8 weights."""
@@ -99,13 +98,32 @@ def delegate_path() -> str:
     >>> Path(delegate_path()).suffix
     '.so'
     """
-    named = os.environ.get(_VARIABLE)
-    path = Path(named) if named else _INSTALLED
+    return _find("libparing.so", "PARING_LIBRARY")
+
+
+def operators_path() -> str:
+    """The path of the library with the TensorFlow operators, which `import paring.tensorflow` loads.
+
+    It is the one that installing paring has built. PARING_TENSORFLOW_LIBRARY names another one.
+
+    Raises:
+      NativeError: paring was installed without it, or PARING_TENSORFLOW_LIBRARY names no file.
+
+    >>> from pathlib import Path
+    >>> Path(operators_path()).suffix
+    '.so'
+    """
+    return _find("libparing_tensorflow.so", "PARING_TENSORFLOW_LIBRARY")
+
+
+def _find(file: str, variable: str) -> str:
+    named = os.environ.get(variable)
+    path = Path(named) if named else _INSTALLED / file
     if path.is_file():
         return str(path)
     if named:
         raise NativeError(
-            "cannot find the native library", where=_VARIABLE, expected="a file", got=named, todo=f"Unset {_VARIABLE}"
+            "cannot find the native library", where=variable, expected="a file", got=named, todo=f"Unset {variable}"
         )
     raise NativeError(
         "cannot find the native library",

@@ -63,6 +63,7 @@ class Attachment:
     optimizer: Any = field(repr=False, default=None)
     momentum: float = MOMENTUM
     mode: str = NORMAL
+    rounds: bool = False
     frozen: dict[Any, Any] = field(repr=False, default_factory=dict)
     compressed: dict[Any, Any] = field(repr=False, default_factory=dict)
     labels: dict[Any, int] = field(repr=False, default_factory=dict)
@@ -157,28 +158,39 @@ class Attachment:
             self.forget()
 
     @contextmanager
-    def annotating(self) -> Iterator[None]:
-        """The model as it is exported: sites are marked, weights are constants."""
-        self.frozen = {}
+    def annotating(self, *, variables: bool = False) -> Iterator[None]:
+        """The model as it is exported: sites are marked, weights are constants.
+
+        With `variables` weights stay variables, which hold what they become while this lasts, and what meets them is rounded to
+        bfloat16 where it is in training.
+        """
+        self.frozen, self.rounds = {}, variables
+        values: list[tuple[Any, Any]] = []
         for site in self.sites.all():
             self.range(site)
             self.frozen[site] = self._frozen_grid(site)
         for layer, compressed in self.compressed.items():
             if compressed.factored:
-                values = compressed.factors(training=False, step=None)
-                self.frozen[layer] = [None if v is None else ops.convert_to_numpy(v) for v in values]
+                parts = compressed.factors(training=False, step=None)
+                self.frozen[layer] = [None if v is None else ops.convert_to_numpy(v) for v in parts]
                 continue
             shown, added = compressed.values(training=False, step=None, scale=self.scale(self.source(layer)))
             constants = [(variable, ops.convert_to_numpy(value)) for variable, value in shown]
-            self.frozen[layer] = constants, None if added is None else ops.convert_to_numpy(added)
+            values += constants if variables else ()
+            self.frozen[layer] = () if variables else constants, None if added is None else ops.convert_to_numpy(added)
         for norm, source in self.sites.alone.items():
             factor, shift = normalizing(norm, self.scale(source))
             self.frozen[norm] = ops.convert_to_numpy(factor), ops.convert_to_numpy(shift)
+        raw = [(variable, ops.convert_to_numpy(variable)) for variable, _ in values]
         try:
+            for variable, value in values:
+                variable.assign(value)
             with self.working(ANNOTATE):
                 yield
         finally:
-            self.frozen = {}
+            for variable, value in raw:
+                variable.assign(value)
+            self.frozen, self.rounds = {}, False
 
     def _frozen_grid(self, site: Site) -> tuple[float, float]:
         if site in self.frozen:

@@ -132,9 +132,10 @@ def _reads_bfloat16(attachment: Attachment, run: Call) -> Call:
     """Activations rounded to bfloat16, straight through; a `.tflite` file has no such kernels and gets floats."""
 
     def rounded(x: Any, *args: Any, **kwargs: Any) -> Any:
-        if attachment.mode == NORMAL:
+        if attachment.mode == NORMAL or attachment.rounds:
             x = ops.convert_to_tensor(x)
-            x = through(ops, ops.cast(ops.cast(x, "bfloat16"), x.dtype), x)
+            short = ops.cast(ops.cast(x, "bfloat16"), x.dtype)
+            x = short if attachment.rounds else through(ops, short, x)
         return run(x, *args, **kwargs)
 
     return rounded

@@ -1,4 +1,4 @@
-"""Writes an attached model, saved under another backend, as a marked SavedModel: `python -m ... MODEL FOLDER STATIC`."""
+"""Writes an attached model, saved under another backend, as a SavedModel: `python -m ... MODEL FOLDER STATIC VARIABLES`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from paring.training.persist import load_model
 
 def main(arguments: list[str]) -> int:
     """Does it."""
-    source, folder, static = arguments
-    write_marked(attachment_of(load_model(source, compile=False)), Path(folder), static_batch=static == "1")
+    source, folder, static, variables = arguments
+    attachment = attachment_of(load_model(source, compile=False))
+    write_marked(attachment, Path(folder), static_batch=static == "1", variables=variables == "1")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""export: the trained model as an integer `.tflite`, by the writer that quantizes every other file.
+"""export: the trained model as an integer `.tflite`, by the writer of every other file; `saved_model` does folders.
 
 The model is exported as floats: weights folded and on their grids, and every site marked by a pair of QUANTIZE and DEQUANTIZE.
 The writer reads the marks as ranges. Names that the trace gives to operations tell which rule each operator follows.
@@ -23,6 +23,7 @@ import numpy as np
 from paring.compress.quantize import Quantize
 from paring.decision import STATIC
 from paring.errors import UnsupportedError
+from paring.folder_native import check_runtime
 from paring.formats import keras as keras_format
 from paring.formats.convert import convert_all, environment
 from paring.formats.tflite.model import TfliteModel
@@ -37,7 +38,7 @@ from paring.training.attaching import attachment_of
 from paring.training.attachment import Attachment
 
 _SHAPES = ("RESHAPE", "SQUEEZE", "EXPAND_DIMS")
-_LABEL = re.compile(r"paring(\d+)")
+LABEL = re.compile(r"paring(\d+)")
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,13 @@ def export(
     max_error: float | None = None,
     inputs: str = "float32",
     outputs: str = "float32",
+    runtime: str | None = None,
 ) -> Result:
-    """Writes a model behind `attach` as a `.tflite` file with the trained ranges.
+    """Writes a model behind `attach` as a `.tflite` file with the trained ranges, or as a SavedModel.
 
     Args:
       model: The model; it stays as it is, and may train on.
-      path: The file.
+      path: The file; a name without a suffix is the folder of a SavedModel, for recipes with float or bfloat16 activations.
       data: Samples for what has no trained range (the inside of a layer of one's own, of a normalization): with them it becomes
         integer too, without them it stays float, and the report says so.
       overwrite: Whether the file may exist.
@@ -80,6 +82,7 @@ def export(
       max_error: Bound on the relative difference of every output.
       inputs: Type of the model's inputs: float32, int8, uint8 or int16.
       outputs: The same for outputs.
+      runtime: What runs a SavedModel: `portable` (the default) or `native`, see `paring.optimize`.
 
     Returns:
       What `paring.optimize` returns: the model and its report.
@@ -88,6 +91,24 @@ def export(
       InputError: Nothing is attached, the path cannot be written, or a range was never seen or is not finite.
     """
     attachment = attachment_of(model)
+    if not Path(path).suffix:
+        from paring.training.saved_model import export_folder  # which takes names from here
+
+        if strict or {inputs, outputs} != {"float32"}:
+            raise UnsupportedError(
+                "cannot export to a SavedModel", where=str(path), expected="float inputs and outputs",
+                got="strict" if strict else "integers", todo="Name a .tflite file",
+            )  # fmt: skip
+        return export_folder(
+            attachment,
+            path,
+            data,
+            overwrite=overwrite,
+            verified=verified,
+            max_error=max_error,
+            runtime=runtime or "portable",
+        )
+    check_runtime(runtime)
     target = check_target(path, overwrite)
     for site in attachment.sites.all():
         attachment.range(site)
@@ -139,14 +160,16 @@ def _marked(attachment: Attachment, out: Path, work: Path) -> tuple[str, ...]:
     raise outcome.error
 
 
-def save_marked(attachment: Attachment, folder: Path, work: Path, *, static_batch: bool) -> None:
+def save_marked(
+    attachment: Attachment, folder: Path, work: Path, *, static_batch: bool, variables: bool = False
+) -> None:
     """Writes the model with its marks as a SavedModel, on any backend; `work` is for what lies about meanwhile."""
     if keras.backend.backend() == "tensorflow":
-        write_marked(attachment, folder, static_batch=static_batch)
+        write_marked(attachment, folder, static_batch=static_batch, variables=variables)
     else:
         saved = work / "attached.keras"
         attachment.model.save(saved)
-        _in_child([str(saved), str(folder), str(int(static_batch))], work)
+        _in_child([str(saved), str(folder), str(int(static_batch)), str(int(variables))], work)
 
 
 def _in_child(arguments: list[str], work: Path) -> None:
@@ -165,10 +188,10 @@ def _in_child(arguments: list[str], work: Path) -> None:
         )  # fmt: skip
 
 
-def write_marked(attachment: Attachment, folder: Path, *, static_batch: bool) -> None:
-    """Writes the model with its marks as a SavedModel; the backend is TensorFlow."""
-    with attachment.annotating():
-        keras_format.export_saved_model(attachment.model, folder, static_batch=static_batch)
+def write_marked(attachment: Attachment, folder: Path, *, static_batch: bool, variables: bool = False) -> None:
+    """Writes the model with its marks as a SavedModel; the backend is TensorFlow. See `Attachment.annotating`."""
+    with attachment.annotating(variables=variables):
+        attachment.state.hiding(keras_format.export_saved_model)(attachment.model, folder, static_batch=static_batch)
 
 
 def _mend(source: TfliteModel) -> None:
@@ -229,27 +252,27 @@ def _named(source: TfliteModel, attachment: Attachment) -> dict[OpId, list[Place
     """
     graph = view(source, fold_ranges=True)
     places = attachment.settings
-    found = {op.id: [places[int(n)] for n in _LABEL.findall(op.name) if int(n) in places] for op in graph.ops}
+    found = {op.id: [places[int(n)] for n in LABEL.findall(op.name) if int(n) in places] for op in graph.ops}
     makers = graph.producers()
     for op in graph.ops:
         if op.native in _SHAPES and not found[op.id] and op.inputs[0] in makers:
             found[op.id] = found[makers[op.inputs[0]].id]
     for subgraph in source.subgraphs:
         for tensor in subgraph.tensors:
-            if tensor.name and _LABEL.search(tensor.name):
-                tensor.name = _readable(tensor.name, places)
+            if tensor.name and LABEL.search(tensor.name):
+                tensor.name = readable(tensor.name, places)
     return found
 
 
-def _readable(name: str, places: Mapping[int, Place]) -> str:
+def readable(name: str, places: Mapping[int, Place]) -> str:
     """A name of layers instead of scopes.
 
-    >>> _readable("functional_1/conv_1/paring2/conv2d;functional_1/relu_1/paring3/Relu", {})
+    >>> readable("functional_1/conv_1/paring2/conv2d;functional_1/relu_1/paring3/Relu", {})
     'functional_1/conv_1/conv2d;functional_1/relu_1/Relu'
     """
     parts = []
     for part in name.split(";"):
-        label = list(_LABEL.finditer(part))
+        label = list(LABEL.finditer(part))
         if label and (known := places.get(int(label[-1][1]))) is not None:
             parts.append(known.path + part[label[-1].end() :])
         else:

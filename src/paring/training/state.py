@@ -54,15 +54,20 @@ class State(keras.layers.Layer):
         """The trained variables."""
         return [] if self.hidden else [v for v in self._named.values() if v.trainable]
 
+    @property
+    def variables(self) -> list[Any]:
+        """All of them; none while they are hidden."""
+        return [] if self.hidden else list(super().variables)
+
     def hiding(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, for which nothing but the plain model's weights are there."""
 
         def hidden(*args: Any, **kwargs: Any) -> Any:
-            self.hidden = True
+            before, self.hidden = self.hidden, True
             try:
                 return function(*args, **kwargs)
             finally:
-                self.hidden = False
+                self.hidden = before
 
         return hidden
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -14,32 +15,23 @@ from typing import Any
 
 import numpy as np
 
-from paring.calibrate import calibrate
-from paring.calibration import HISTOGRAM, RANGE
 from paring.compress.quantize import Quantize
-from paring.data import Feed, feeds
-from paring.errors import InputError, UnsupportedError
-from paring.formats.tflite.model import TfliteModel
-from paring.formats.tflite.sink import sink
-from paring.formats.tflite.view import view
-from paring.graph import Graph, TensorId
-from paring.grids import Propagation
-from paring.measure.evaluate import Evaluation, evaluate
+from paring.data import Feed
+from paring.errors import InputError
+from paring.measure.evaluate import Evaluation
 from paring.measure.metrics import Metric, find_metric
 from paring.outcome import VERSION
-from paring.plan import plan
-from paring.recipe import Recipe, Rule
-from paring.solve import requests
+from paring.recipe import Recipe
 from paring.tuning import trial as trials
 from paring.tuning.pool import Pool
-from paring.tuning.schemes import choices
 from paring.tuning.store import SampleFile, stored
+from paring.tuning.subject import CALIBRATION, Subject
 from paring.tuning.trial import Outcome, Trial
 
 MARK, JOURNAL = "of.txt", "journal.jsonl"  # what the measurements are of, and they themselves
 _OURS = re.compile(
-    r"[0-9a-f]{32}\.tflite|float\.tflite|(calibration|measuring)\.samples(\.json|\.labels\.npy)?|(statistics|reference)\.npz"
-    r"|of\.txt|journal\.jsonl|\..*\.part"
+    r"[0-9a-f]{32}(\.tflite)?|float(\.tflite)?|(calibration|measuring)\.samples(\.json|\.labels\.npy)?|(statistics|reference)\.npz"
+    r"|of\.txt|journal\.jsonl|\..*\.part|\.[0-9a-f]{32}\..*"
 )
 CALIBRATE, FEW = 256, 64  # samples: to calibrate on; so few in all that both parts use all of them
 
@@ -48,8 +40,7 @@ CALIBRATE, FEW = 256, 64  # samples: to calibrate on; so few in all that both pa
 class Run:
     """What a search works on: all of it lies in `folder` too, for the trials."""
 
-    model: TfliteModel
-    graph: Graph
+    subject: Subject
     folder: Path
     metric: Metric
     before: Evaluation
@@ -64,7 +55,7 @@ class Run:
     @classmethod
     def prepare(
         cls,
-        model: TfliteModel,
+        subject: Subject,
         data: Any,
         folder: Path,
         metric: str | None,
@@ -75,29 +66,26 @@ class Run:
         skip: Sequence[str],
     ) -> Run:
         """Splits the samples, calibrates once for all schemes, runs the float model."""
-        if len(model.root.signature_defs or ()) > 1:
-            raise UnsupportedError("cannot tune a model with several signatures", where=model.path, expected="one")
         if metric is not None:
             find_metric(metric)
-        model = sink(model)
-        (given,) = feeds(model, data, labels=labels, image_range=image_range, limit=limit)
-        model.save(folder / trials.FLOAT)
+        given = subject.feed(data, labels=labels, image_range=image_range, limit=limit)
+        subject.save(folder)
         counts, notes = _split(given, folder)
-        graph = view(model, fold_ranges=True)
-        layers = choices(graph, offered, skip)
+        layers = subject.layers(offered, skip)
         if not layers:
-            raise InputError("there is nothing to tune", where=model.path, got="no layer with weights to quantize")
-        _calibrate(model, graph, folder, offered, skip)
-        (feed,) = feeds(model, stored(folder / trials.MEASURING))
-        before = evaluate(model, feed, None if metric is None else find_metric(metric), path=folder / trials.FLOAT)
+            raise InputError("there is nothing to tune", where=subject.path, got="no layer with weights to quantize")
+        subject.calibrate(folder, offered, skip)
+        feed = subject.feed(stored(folder / trials.MEASURING))
+        before = subject.evaluate(folder / subject.kept, feed, None if metric is None else find_metric(metric))
         if not np.isfinite(before.score):
             got = str(before.score)
-            raise InputError("cannot tune", where=model.path, expected=f"a number from {before.metric.name}", got=got)
+            raise InputError("cannot tune", where=subject.path, expected=f"a number from {before.metric.name}", got=got)
         # The score stands for the metric: a function that was changed since gives another one.
-        _fresh(folder, {"skip": list(skip), "score": f"{before.score:.6g}"})
+        more = {} if subject.suffix else {"offered": {name: str(settings) for name, settings in offered.items()}}
+        _fresh(folder, subject.kept, {"skip": list(skip), "score": f"{before.score:.6g}", **more})
         outputs: dict[str, Any] = dict(before.outputs)
         np.savez(folder / trials.REFERENCE, **outputs)
-        return cls(model, graph, folder, before.metric, before, layers, counts, notes)
+        return cls(subject, folder, before.metric, before, layers, counts, notes)
 
     def try_all(self, stage: str, recipes: Sequence[Recipe], *, scored: bool) -> list[Outcome]:
         """The outcome of each recipe."""
@@ -108,7 +96,8 @@ class Run:
     def trial(self, recipe: Recipe, *, scored: bool) -> Trial:
         """A recipe as a trial."""
         name = self.metric.name if scored else ""
-        return Trial(str(self.folder.absolute()), recipe.to_data(), name, self.model.path)
+        runtime = getattr(self.subject, "runtime", "portable")
+        return Trial(str(self.folder.absolute()), recipe.to_data(), name, self.subject.path, runtime)
 
     def step(self) -> None:
         """Says that a trial is done."""
@@ -120,7 +109,9 @@ class Run:
 def clean(folder: Path) -> None:
     """Removes what a search kept, and the folder if nothing else is in it."""
     for path in folder.iterdir():
-        if _OURS.fullmatch(path.name):
+        if _OURS.fullmatch(path.name) and path.is_dir():
+            shutil.rmtree(path)
+        elif _OURS.fullmatch(path.name):
             path.unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -152,7 +143,7 @@ def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]
         raise InputError("cannot tune", expected="at least one sample", got="an empty data set")
     few, rows, measured = len(head) < FEW, list[int](), list[bool]()
     with contextlib.ExitStack() as stack:
-        names = (trials.CALIBRATION, trials.MEASURING)
+        names = (CALIBRATION, trials.MEASURING)
         files = [stack.enter_context(contextlib.closing(SampleFile(folder / name, given.names))) for name in names]
         for number, sample in enumerate(chain(head, reader)):
             measured.append(few or number % 4 != 0 or len(files[0].rows) >= CALIBRATE)
@@ -177,39 +168,17 @@ def _split(given: Feed, folder: Path) -> tuple[tuple[int, int], tuple[str, ...]]
     return (len(files[0].rows), len(files[1].rows)), notes
 
 
-def _fresh(folder: Path, more: Mapping[str, Any]) -> None:
+def _fresh(folder: Path, kept: str, more: Mapping[str, Any]) -> None:
     """Forgets measurements that were made of another model, other samples or by another version."""
     digest = hashlib.sha256(json.dumps({"version": VERSION, **more}, sort_keys=True).encode())
-    for name in (trials.FLOAT, trials.CALIBRATION, trials.MEASURING, f"{trials.MEASURING}.labels.npy"):
-        path = folder / name
-        if path.exists():
-            with path.open("rb") as file:
+    names = (kept, CALIBRATION, trials.MEASURING, f"{trials.MEASURING}.labels.npy")
+    for path in (folder / name for name in names):
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        for part in (file for file in files if file.exists()):
+            with part.open("rb") as file:
                 while block := file.read(1 << 20):
                     digest.update(block)
     mark = folder / MARK
     if mark.read_text(encoding="utf-8") != digest.hexdigest():
         (folder / JOURNAL).unlink(missing_ok=True)
         mark.write_text(digest.hexdigest(), encoding="utf-8")
-
-
-def _calibrate(
-    model: TfliteModel, graph: Graph, folder: Path, offered: Mapping[str, Quantize], skip: Sequence[str]
-) -> None:
-    """Statistics for every scheme on every layer, in one pass.
-
-    Where layers differ in scheme, tensors keep a range of their own that take over another's where they do not: all that
-    some static scheme reads or makes is looked at.
-    """
-    wanted: dict[TensorId, set[str]] = {}
-    ranges = {RANGE} if all(s.range == "minmax" for s in offered.values() if s.static) else {RANGE, HISTOGRAM}
-    for settings in offered.values():
-        made = plan(graph, Recipe((Rule((settings,), kind="*"),), "all").restricted(skip))
-        for tensor, parts in requests(made).items():
-            wanted.setdefault(tensor, set()).update(parts)
-        spread = Propagation(made, settings.activations)
-        for tensor in (t for node in (*spread.makers, *spread.users) for t in spread.members(node)):
-            wanted.setdefault(tensor, set()).update(ranges)
-    (folder / trials.STATISTICS).unlink(missing_ok=True)  # those of an earlier run
-    if wanted:
-        found = calibrate(model, graph, wanted, feeds(model, stored(folder / trials.CALIBRATION)))
-        found.save(folder / trials.STATISTICS)

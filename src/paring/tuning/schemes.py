@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from paring.compress.quantize import Quantize
-from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision
+from paring.decision import DYNAMIC, STATIC, WEIGHT_ONLY, Decision, Plan
 from paring.graph import Graph, OpId
 from paring.plan import plan
 from paring.recipe import Recipe, Rule
@@ -37,7 +37,32 @@ def schemes(activations: str, rounding: str) -> dict[str, Quantize]:
     }
 
 
-def choices(graph: Graph, offered: Mapping[str, Quantize], skip: Iterable[str]) -> dict[str, dict[str, Quantize]]:
+def folder_schemes(activations: str, rounding: str, runtime: str) -> dict[str, Quantize]:
+    """The same for SavedModels, which compute in floats.
+
+    Args:
+      activations: What meets the weights is left as it is (`dynamic`) or rounded to `bfloat16`.
+      rounding: Of int4 weights.
+      runtime: On the `native` one there is int4 in blocks.
+
+    >>> list(folder_schemes("bfloat16", "gptq", "native"))
+    ['float16', 'int8', 'int4-block']
+    """
+    kind = "bfloat16" if activations == "bfloat16" else "float"
+    found = {"float16": Quantize("float16", "float"), "int8": Quantize("int8", kind)}
+    if runtime == "native":
+        found["int4-block"] = Quantize(
+            "int4", kind, granularity="block", block_size=32, range="mse", rounding=rounding, bias_correction=True
+        )
+    return found
+
+
+def choices(
+    graph: Graph,
+    offered: Mapping[str, Quantize],
+    skip: Iterable[str],
+    planned: Callable[[Recipe], Plan] | None = None,
+) -> dict[str, dict[str, Quantize]]:
     """By layer, the schemes that would give it forms of its own; a scheme that falls back to another's form is left out.
 
     Layers that the base scheme leaves float (too small, of no known operator, quantized before) do not appear: what else
@@ -47,7 +72,7 @@ def choices(graph: Graph, offered: Mapping[str, Quantize], skip: Iterable[str]) 
     seen: dict[OpId, set[tuple[str, str, Any]]] = {}
     for name, settings in offered.items():
         recipe = Recipe((Rule((settings,), kind="*"),), "probe").restricted(skip)
-        for decision in plan(graph, recipe).decisions:
+        for decision in (plan(graph, recipe) if planned is None else planned(recipe)).decisions:
             if not any(True for _ in graph.weights_of(decision.op)) or decision.mode not in (
                 STATIC,
                 DYNAMIC,

@@ -7,28 +7,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from paring.calibration import Statistics
-from paring.data import feeds
 from paring.errors import MetricError, ParingError
-from paring.formats.tflite.model import TfliteModel
-from paring.measure.evaluate import evaluate, score
+from paring.measure.evaluate import score
 from paring.measure.metrics import Metric, find_metric
-from paring.optimize import optimize
 from paring.tuning.journal import key_of
 from paring.tuning.store import first, stored
+from paring.tuning.subject import Subject, bytes_of, open_kept
 
-FLOAT, CALIBRATION, MEASURING = "float.tflite", "calibration.samples", "measuring.samples"
-STATISTICS, REFERENCE = "statistics.npz", "reference.npz"
+MEASURING, REFERENCE = "measuring.samples", "reference.npz"
 QUICK = 256  # samples of the sensitivity sweep
 FLOOR, BROKEN = 1e-12, 1e12  # noise of float arithmetic, and of outputs that are not finite
 
@@ -42,21 +39,22 @@ class Trial:
       recipe: The recipe, as data.
       metric: Name of the metric; empty to measure only the output's noise, on fewer samples.
       name: The model's name, for messages.
+      runtime: Of a SavedModel: `portable` or `native`.
     """
 
     folder: str
     recipe: Mapping[str, Any]
     metric: str = ""
     name: str = ""
+    runtime: str = "portable"
 
     def request(self) -> dict[str, Any]:
         """What identifies it in a journal."""
         return {"recipe": self.recipe, "metric": self.metric}
 
-    @property
-    def file(self) -> Path:
+    def file(self, suffix: str) -> Path:
         """Where the model of a scored trial is kept."""
-        return Path(self.folder) / f"{key_of(self.request())}.tflite"
+        return Path(self.folder) / f"{key_of(self.request())}{suffix}"
 
 
 @dataclass(frozen=True)
@@ -90,19 +88,29 @@ def run(trial: Trial) -> dict[str, Any]:
     """
     started = time.perf_counter()
     folder = Path(trial.folder)
-    source = TfliteModel.open(folder / FLOAT)
-    source.path = trial.name or source.path
+    subject = open_kept(folder, trial.name, trial.runtime)
+    part = folder / f".{key_of(trial.request())}.{os.getpid()}{subject.suffix}"
     try:
-        model = make(source, folder, trial.recipe)
+        subject.make(folder, trial.recipe, part)
         metric = find_metric(trial.metric) if trial.metric else None
-        outcome = _measured(model, source, metric, folder, trial.name)
+        outcome = _measured(part, subject, metric, folder, trial.name)
         if metric is not None and not outcome.failed:
-            model.save(trial.file)
+            _remove(trial.file(subject.suffix))
+            os.replace(part, trial.file(subject.suffix))
     except MetricError:
         raise
     except ParingError as error:
         outcome = Outcome(failed=str(error))
+    finally:
+        _remove(part)
     return {**asdict(outcome), "seconds": time.perf_counter() - started}
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 _APART = "from paring.tuning.trial import main; main()"
@@ -142,22 +150,13 @@ def main() -> None:
     print(json.dumps(found), file=out)
 
 
-def make(source: TfliteModel, folder: Path, recipe: Mapping[str, Any]) -> TfliteModel:
-    """The model of a recipe, with the run's samples and statistics."""
-    file = folder / STATISTICS
-    statistics = Statistics.load(file) if file.exists() else None
-    samples = stored(folder / CALIBRATION)
-    made = optimize(source, dict(recipe), samples, statistics=statistics, verified=False).model
-    return cast(TfliteModel, made)  # as the source is
-
-
-def _measured(model: TfliteModel, source: TfliteModel, metric: Metric | None, folder: Path, name: str) -> Outcome:
+def _measured(file: Path, subject: Subject, metric: Metric | None, folder: Path, name: str) -> Outcome:
     samples, count = folder / MEASURING, None if metric else QUICK
-    with np.load(folder / REFERENCE, allow_pickle=False) as file:
-        reference = {output: first(file[output], samples, count) for output in file.files}
-    (feed,) = feeds(source, stored(samples, count))
-    found = evaluate(model, feed, metric or find_metric("mse"), reference=reference, name=name)
-    size, noise = len(model.to_bytes()), _noise(found.outputs, reference)
+    with np.load(folder / REFERENCE, allow_pickle=False) as kept:
+        reference = {output: first(kept[output], samples, count) for output in kept.files}
+    feed = subject.feed(stored(samples, count))
+    found = subject.evaluate(file, feed, metric or find_metric("mse"), reference)
+    size, noise = bytes_of(file), _noise(found.outputs, reference)
     if metric is None:
         return Outcome(size, noise)
     lost, spread = score(reference, feed.samples.labels, metric, name=name).drop(found)

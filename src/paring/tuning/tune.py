@@ -13,23 +13,23 @@ from typing import Any
 
 import numpy as np
 
-from paring.calibrate import limits
 from paring.compress.quantize import Quantize
-from paring.data import feeds
 from paring.errors import BoundError, InputError
-from paring.formats import load
+from paring.folder import check_target as check_folder
+from paring.formats import SUFFIXES, load
+from paring.formats.saved_model.model import is_saved_model
 from paring.measure.result import Candidate, Sensitivity, Tuning
-from paring.optimize import Result, check_target, optimize
+from paring.optimize import Result, check_target
 from paring.recipe import Recipe
-from paring.runtime import Worker
 from paring.tuning import trial as trials
 from paring.tuning.journal import Journal
 from paring.tuning.limits import Limits
 from paring.tuning.pool import Pool
 from paring.tuning.prepare import JOURNAL, Run, claim, clean
-from paring.tuning.schemes import BASE, label_of, only, patterns, recipe_of, schemes
+from paring.tuning.schemes import BASE, folder_schemes, label_of, only, recipe_of, schemes
 from paring.tuning.search import Allocation, Option, first_right, ladder, pareto, smaller
 from paring.tuning.store import stored
+from paring.tuning.subject import FolderSubject, Subject, TfliteSubject, bytes_of
 from paring.tuning.trial import Outcome
 
 ALIKE = 4.0  # candidates whose noise differs by less than this factor tell of each other's drop
@@ -72,6 +72,7 @@ def tune(
     overwrite: bool = False,
     limit: int | None = None,
     image_range: Any = None,
+    runtime: str | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Tuned:
     """Finds the smallest model within `max_drop` (or the best within the other bounds), and writes it.
@@ -82,16 +83,17 @@ def tune(
     is kept in a folder, so that an interrupted search goes on from there.
 
     Args:
-      source: A model as `paring.load` takes it, with one signature.
+      source: A model as `paring.load` takes it, with one signature (a SavedModel that becomes another: with equal inputs).
       data: Samples, with labels for metrics that need them. Every fourth, up to 256, is calibrated on.
-      output: The .tflite file to write.
+      output: The .tflite file to write; a SavedModel becomes another one under any other name.
       metric: See `paring.measure.metrics.find_metric`; top1 where there are class labels, else mse against the float model.
       max_drop: `0.5pt`, `0.5%` (relative), or a number for a metric without unit. It is kept with a standard error to spare
         where that can be had.
       max_size: `60kB`, `1.5MB` or bytes.
       max_latency: `3ms`, `800us`: the median with one thread, on this machine.
       labels: `.npy` file or array.
-      activations: Of int8 and int4 layers: `dynamic`, or `int8` for models that are integer throughout.
+      activations: Of int8 and int4 layers: `dynamic`, or `int8` for models that are integer throughout; in SavedModels
+        `dynamic` leaves them float, `bfloat16` rounds them.
       rounding: Of int4 weights: `adaround`, `gptq` (quicker on wide layers) or `nearest`.
       skip: Patterns of operators that stay float.
       executor: Runs the trials; a process here for each where None. Its workers must see `folder`.
@@ -101,6 +103,7 @@ def tune(
       overwrite: Whether `output` may exist.
       limit: At most so many samples.
       image_range: See `paring.optimize`.
+      runtime: Of a SavedModel: see `paring.optimize`; on the native one int4 in blocks is tried, too.
       progress: Called with what is done, how many trials, of how many.
 
     Raises:
@@ -108,17 +111,30 @@ def tune(
       BoundError: No candidate keeps the bounds; the message names the nearest.
     """
     started = time.perf_counter()
-    if activations not in ("dynamic", "int8"):
-        raise InputError("bad activations", expected="dynamic or int8", got=str(activations))
-    check_target(output, overwrite)
+    as_folder = is_saved_model(source) and Path(output).suffix not in SUFFIXES
+    kinds = ("dynamic", "bfloat16") if as_folder else ("dynamic", "int8")
+    if activations not in kinds:
+        raise InputError("bad activations", expected=" or ".join(kinds), got=str(activations))
+    if runtime is not None and not as_folder:
+        raise InputError(
+            "there is no choice of runtimes", where=f"--runtime {runtime}", expected="a SavedModel, written to a folder"
+        )
+    if as_folder:
+        check_folder(Path(source), Path(output), overwrite)
+    else:
+        check_target(output, overwrite)
     if max_drop is None and max_size is None and max_latency is None:
         raise InputError("there is nothing to tune for", todo="Say --max-drop, --max-size or --max-latency")
-    offered = schemes(activations, rounding)
     work = Path(folder) if folder is not None else Path(f"{output}.tune")
-    model = load(source)
+    subject: Subject
+    if as_folder:
+        subject = FolderSubject(Path(source), str(source), runtime or "portable")
+        offered = folder_schemes(activations, rounding, subject.runtime)
+    else:
+        subject, offered = TfliteSubject(load(source)), schemes(activations, rounding)
     claim(work)
     try:
-        run = Run.prepare(model, data, work, metric, labels, limit, image_range, offered, skip)
+        run = Run.prepare(subject, data, work, metric, labels, limit, image_range, offered, skip)
         bounds = Limits.parse(max_drop, max_size, max_latency, run.metric, run.before.score)
     except BaseException:
         if not (work / JOURNAL).exists():  # nothing was measured that another try could go on from
@@ -130,10 +146,7 @@ def tune(
         search = _Search(run, offered, tuple(skip), bounds)
         chosen = search.find()
     recipe = search.recipe(chosen)
-    result = optimize(
-        run.model, recipe, stored(work / trials.CALIBRATION), output=output, overwrite=overwrite,
-        statistics=work / trials.STATISTICS if (work / trials.STATISTICS).exists() else None,
-    )  # fmt: skip
+    result = subject.make(work, recipe, Path(output), final=True, overwrite=overwrite)
     tuning = search.told(chosen, time.perf_counter() - started)
     clean(work)
     return Tuned(tuning, recipe, result)
@@ -144,7 +157,8 @@ class _Search:
 
     def __init__(self, run: Run, offered: Mapping[str, Quantize], skip: tuple[str, ...], bounds: Limits) -> None:
         self.run, self.offered, self.skip, self.bounds = run, offered, skip, bounds
-        self.names = patterns(op.name for op in run.graph.ops)
+        self.names = run.subject.names()
+        self.source = run.subject.plain_bytes(run.folder)
         self.outcomes: dict[Allocation, Outcome] = {}
         self.latencies: dict[Allocation, float] = {}
         self.float_ms: float | None = None
@@ -158,7 +172,7 @@ class _Search:
         return max(2, self.run.pool.width if self.run.pool is not None else 1)
 
     def recipe(self, allocation: Allocation) -> Recipe:
-        name = f"tuned {Path(self.run.model.path).stem}"
+        name = f"tuned {Path(self.run.subject.path).stem}"
         return recipe_of(allocation, self.offered, self.skip, name, self.names)
 
     def find(self) -> Allocation:
@@ -199,24 +213,23 @@ class _Search:
         # To order layers, GPTQ says as much as AdaRound, and is quicker.
         quick = {n: replace(q, rounding="gptq") if q.sequential else q for n, q in self.offered.items()}
         recipes = [only(layer, quick[scheme], self.names).restricted(self.skip) for layer, scheme in pairs]
-        source = (self.run.folder / trials.FLOAT).stat().st_size
-        natives = {op.name: op.native for op in self.run.graph.ops}
+        natives = {op.name: op.native for op in self.run.subject.graph.ops}
         for (layer, scheme), found in zip(pairs, self.run.try_all("sensitivity", recipes, scored=False), strict=True):
             if found.failed:
                 self.refused[found.failed] += 1
                 continue
-            own = found.bytes - source
+            own = found.bytes - self.source
             self.options.setdefault(layer, []).append(Option(scheme, float(own), found.noise))
             decibel = -10 * float(np.log10(found.noise))
             self.swept.append(Sensitivity(layer, natives.get(layer, ""), scheme, decibel, own))
         if not self.options:
             got = f"no scheme works on any layer ({next(iter(self.refused))})"
-            raise InputError("there is nothing to tune", where=self.run.model.path, got=got)
+            raise InputError("there is nothing to tune", where=self.run.subject.path, got=got)
 
     def leave_slow_ones(self) -> None:
         """Takes away schemes that, on all layers of one kind and int8 on the others, miss the bound on latency."""
         assert self.bounds.latency is not None
-        natives = {op.name: op.native for op in self.run.graph.ops}
+        natives = {op.name: op.native for op in self.run.subject.graph.ops}
         probes = {}
         for layer, options in self.options.items():
             for option in options:
@@ -248,9 +261,8 @@ class _Search:
 
     def bytes(self, allocation: Allocation) -> float:
         """What the file will take, from what each layer alone saved."""
-        source = (self.run.folder / trials.FLOAT).stat().st_size
         own = {(layer, o.scheme): o.cost for layer, options in self.options.items() for o in options}
-        return source + sum(own[pair] for pair in allocation)
+        return self.source + sum(own[pair] for pair in allocation)
 
     # -- candidates ------------------------------------------------------------------------------------------------
 
@@ -312,15 +324,12 @@ class _Search:
         new = [a for a, o in self.outcomes.items() if a not in self.latencies and not o.failed]
         if not new:
             return
-        (sample,) = feeds(self.run.model, stored(self.run.folder / trials.MEASURING, 1))[0].head(1)
+        subject, folder = self.run.subject, self.run.folder
+        (sample,) = subject.feed(stored(folder / trials.MEASURING, 1)).head(1)
         for start in range(0, len(new), TOGETHER):
             group = {f"candidate {n}": a for n, a in enumerate(new[start : start + TOGETHER])}
-            bounds = limits(*[self.run.model] * (1 + len(group)), sample=sample)
-            with Worker(bounds, threads=1) as worker:
-                worker.load("float", self.run.folder / trials.FLOAT)
-                for name, allocation in group.items():
-                    worker.load(name, self.run.trial(self.recipe(allocation), scored=True).file)
-                taken = worker.time(["float", *group], sample, rounds=ROUNDS)
+            files = {n: self.run.trial(self.recipe(a), scored=True).file(subject.suffix) for n, a in group.items()}
+            taken = subject.time({"float": folder / subject.kept, **files}, sample, ROUNDS)
             if self.float_ms is None:
                 self.float_ms = taken["float"].median_ms
             # Each time by its ratio to the float model beside it: the machine may be slower now than it was before.
@@ -331,7 +340,7 @@ class _Search:
         known = {a: o for a, o in self.outcomes.items() if not o.failed}
         if not known:
             why = next(iter(self.outcomes.values())).failed
-            return BoundError("no candidate could be made", where=self.run.model.path, got=why)
+            return BoundError("no candidate could be made", where=self.run.subject.path, got=why)
         near = min(known, key=lambda a: self.bounds.misses(known[a], self.latencies.get(a)))
         found, unit = known[near], f" {self.run.metric.unit}" if self.run.metric.unit else ""
         static = self.offered[BASE].static
@@ -340,7 +349,7 @@ class _Search:
         )
         time_said = f", {self.latencies[near]:.3g} ms" if near in self.latencies else ""
         return BoundError(
-            "no candidate keeps the bounds", where=self.run.model.path,
+            "no candidate keeps the bounds", where=self.run.subject.path,
             expected=", ".join(f"{name} {value:g}" for name, value in self.bounds.said().items()),
             got=f"nearest: {label_of(near)} with a drop of {found.drop:.3g}{unit}, {found.bytes:,} bytes{time_said}",
             todo=f"Loosen a bound{quicker}; measurements are kept, so the next try is quick",
@@ -357,7 +366,7 @@ class _Search:
             )
             for (a, o), on_front in zip(known.items(), front, strict=True)
         )  # fmt: skip
-        size = (self.run.folder / trials.FLOAT).stat().st_size
+        size = bytes_of(self.run.folder / self.run.subject.kept)
         notes = list(self.run.notes)
         outcome = self.outcomes[chosen]
         if self.bounds.misses(outcome, self.latencies.get(chosen), self.cautious(outcome)):
@@ -373,7 +382,7 @@ class _Search:
         before = Candidate("float", size, self.run.before.score, 0.0, {}, self.float_ms)
         reused = self.run.pool.reused if self.run.pool is not None else 0
         return Tuning(
-            self.run.model.path, self.run.metric.name, self.bounds.said(), before, candidates, tuple(self.swept),
+            self.run.subject.path, self.run.metric.name, self.bounds.said(), before, candidates, tuple(self.swept),
             self.run.samples, seconds, reused, tuple(notes),
         )  # fmt: skip
 

@@ -20,9 +20,9 @@ from paring.formats.saved_model.clone import separate
 from paring.formats.saved_model.flow import CONSTANT, RESOURCE, End, Flow, Source, Use
 from paring.formats.saved_model.loops import Loops
 from paring.formats.saved_model.model import SavedModel
-from paring.formats.saved_model.native import Seat, dense, factors, put, seat
+from paring.formats.saved_model.native import Seat, dense, factors, put, seat, shortened
 from paring.formats.saved_model.operators import ROWS, picked
-from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field
+from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field, result_type
 
 TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16, "float32": FLOAT32}
 SourceId = tuple[str, str]
@@ -71,6 +71,7 @@ def apply(
     rounded: Iterable[tuple[str, str, tuple[int, ...]]],
     twins: Mapping[SourceId, SourceId],
     native: Mapping[Place, bool] = MappingProxyType({}),
+    shifts: Mapping[Place, np.ndarray] = MappingProxyType({}),
 ) -> SavedModel:
     """The model with weights stored anew.
 
@@ -80,6 +81,7 @@ def apply(
       rounded: (function, node, inputs that are weights) of operators that round what they multiply with these to bfloat16.
       twins: Variables that hold the same as another, which is stored for both.
       native: Where paring's operators read what is stored, and whether they are to make what it meets int8.
+      shifts: What is added to the products at some places, in the weight's rank.
     """
     changed = model.changed()
     copies = separate(changed, lambda id_: None if (it := stored.get(id_)) is None or it.type == FLOAT32 else it)
@@ -91,6 +93,12 @@ def apply(
     seats = writer.seats(
         {(place, n, i): d for (name, n, i), d in native.items() for place in (name, *originals.get(name, ()))}
     )
+    added = [
+        (*place[:2], values)
+        for (name, node, index), shift in shifts.items()
+        for place in ((name, node, index), *((copy, node, index) for copy in originals.get(name, ())))
+        if (values := writer.behind(place, shift)) is not None
+    ]  # as the operators are before they change
     for name, node, weights in ((*at, w) for at, w in rounding.items()):
         if not any((name, node, index) in seats for index in weights):
             writer.round(writer.flow.scopes[name], writer.flow.scopes[name].by_name[node], weights)
@@ -103,14 +111,16 @@ def apply(
     for source in list(writer.flow.sources.values()):
         if source.id in stored:
             writer.store(source, stored[source.id])
-    values: dict[str, Callable[[], Any]] = {}
+    for name, node, values in added:
+        writer.add(writer.flow.scopes[name], node, values)
+    written: dict[str, Callable[[], Any]] = {}
     sizes: dict[str, int] = {}
     for id_, weight in stored.items():
         source = writer.flow.sources[id_]
         if source.key is not None:
-            values[source.key], sizes[source.key] = weight.array, weight.codes.nbytes
-    changed.dropped = frozenset(_share(changed, writer.flow, twins, values))
-    changed.values, changed.sizes = values, sizes
+            written[source.key], sizes[source.key] = weight.array, weight.codes.nbytes
+    changed.dropped = frozenset(_share(changed, writer.flow, twins, written))
+    changed.values, changed.sizes = written, sizes
     vars(changed).pop("flow")
     return changed
 
@@ -164,10 +174,29 @@ class _Writer:
         """Rounds what meets the weights to bfloat16; the product stays float32."""
         for index in ROWS[node.op].data:
             kind = field(node, "T").type or field(node, "Tb" if index else "Ta").type  # BatchMatMulV3 has one for each
-            if index not in weights and kind == FLOAT32:
+            if index not in weights and kind == FLOAT32 and not shortened(scope, node.input[index]):
                 short = scope.add(f"{node.name}/bfloat16", "Cast", [node.input[index]], SrcT=FLOAT32, DstT=BFLOAT16)
                 back = scope.add(f"{node.name}/rounded", "Cast", [scope.value(short)], SrcT=BFLOAT16, DstT=FLOAT32)
                 scope.connect(node, index, scope.value(back))
+
+    def behind(self, place: Place, shift: np.ndarray) -> np.ndarray | None:
+        """What is added per channel of a weight, laid out for the product; None where it cannot be."""
+        for source in self.flow.sources.values():
+            for use in source.uses if source.id in self.stored else ():
+                if (use.scope, use.node, use.input) == place and use.axes is not None and source.shape is not None:
+                    values = along(shift, source.shape, use.axes)
+                    node = self.flow.scopes[use.scope].by_name[use.node]
+                    shape = tuple(int(np.prod([source.shape[d] for d in group], dtype=np.int64)) for group in use.axes)
+                    if values is not None and result_type(node, 0) == FLOAT32:
+                        return ROWS[node.op].after(node, use.input, values, shape)
+        return None
+
+    def add(self, scope: Scope, name: str, values: np.ndarray) -> None:
+        """Adds a constant to what an operator gives, and takes over its name."""
+        node = scope.by_name[name]
+        name, take = scope.follow(node, "unshifted")
+        shift = scope.constant_node(f"{name}/shift", np.ascontiguousarray(values, np.float32), node)
+        take(scope.add(name, "AddV2", [scope.value(node), shift], T=FLOAT32))
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
@@ -213,10 +242,11 @@ class _Writer:
         """The variable is so many bytes from now on, wherever the file says its shape."""
         if source.kind != CONSTANT:
             _set_shape(source.node.attr["shape"].shape, size)
-        values = [node for _, node in (*source.reads, *source.moves)]
-        for node in (*values, *([source.node] if source.kind != RESOURCE else ())):
-            for shape in field(node, "_output_shapes").list.shape:
-                _set_shape(shape, size)
+        nodes = [node for _, node in (*source.reads, *source.moves)]
+        if source.kind != RESOURCE:
+            nodes += [source.node, *(node for _, node in source.assigns)]
+        for shape in (shape for node in nodes for shape in field(node, "_output_shapes").list.shape):
+            _set_shape(shape, size)
 
     def _annotate(self, source: Source, number: int, size: int | None) -> None:
         """Arguments may say what type and shape their variable has."""
@@ -241,7 +271,9 @@ class _Writer:
             step, _ = scope.maker(value)
             while step.op == "Identity":
                 step.attr["T"].type = stored.type
+                _forget_shape(step, 0, stored)
                 step, _ = scope.maker(step.input[0])
+            _forget_shape(maker, index, stored)
             return
         if self._copies(scope, node, stored):
             return
@@ -281,12 +313,12 @@ class _Writer:
         """Floats, where floats are wanted: the product is scaled where that can be, else the weight."""
         node = end.node
         assert source.shape is not None
+        if node is not None and node.op in ("Assign", "AssignVariableOp") and self._copies_into(scope, node, stored):
+            return
         scale = None if stored.scale is None else along(stored.scale, source.shape, end.axes)
         if node is None:
             made = self._floats(scope, end.value, [], f"{end.value.split(':')[0]}/float", scale, stored)
             scope.rename_returned(end.value, made)
-            return
-        if node.op in ("Assign", "AssignVariableOp") and self._copies_into(scope, node, stored):
             return
         row = ROWS.get(node.op) if end.use is not None else None
         axis = picked(scope, node) if row is not None and row.picks else None
@@ -357,6 +389,14 @@ class _Writer:
             )
             factor = scope.value(picked_scale)
         take(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
+
+
+def _forget_shape(node: Any, index: int, stored: Stored) -> None:
+    """A restored value is as long as the file says."""
+    known = field(node, "_output_shapes").list.shape
+    if stored.packed and index < len(known):
+        known[index].Clear()
+        known[index].unknown_rank = True
 
 
 def _set_shape(shape: Any, size: int) -> None:

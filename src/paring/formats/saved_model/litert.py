@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from paring.errors import InputError, UnsupportedError
+from paring.formats.saved_model.scope import NATIVE
 
 
 class TensorListError(UnsupportedError):
@@ -32,6 +33,11 @@ def convert(folder: Path, name: str) -> bytes:
     try:
         converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
     except Exception as error:
+        if NATIVE in str(error):
+            raise UnsupportedError(
+                "cannot convert to LiteRT", where=name, expected="TensorFlow's operators", got="paring's own",
+                todo="Take the float model, or one written with --runtime portable",
+            ) from error  # fmt: skip
         raise InputError(
             "cannot load the SavedModel",
             where=name,

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from paring.errors import InputError, UnsupportedError
+from paring.formats import SUFFIXES
 from paring.formats.saved_model.bundle import OBJECTS, Bundle, train_size, write
 from paring.formats.saved_model.flow import Flow
+from paring.formats.saved_model.native import register
 from paring.formats.saved_model.scope import NAMES, Scope, definition, scopes
 
 PROTO, CHUNKED, FINGERPRINT = "saved_model.pb", "saved_model.cpb", "fingerprint.pb"
@@ -83,6 +85,7 @@ class SavedModel:
                 "cannot read the SavedModel", where=str(folder), expected="saved_model.pb", got="saved_model.pbtxt"
             )
         _import_quietly()
+        register(folder)
         from google.protobuf.message import DecodeError
         from tensorflow.core.protobuf import saved_model_pb2
 
@@ -224,6 +227,15 @@ def is_saved_model(source: Any) -> bool:
     return isinstance(source, (str, os.PathLike)) and Path(source).is_dir()
 
 
+def writes_folder(source: Any, output: Any) -> bool:
+    """True where a SavedModel becomes a SavedModel: what is written has no suffix of a file.
+
+    >>> writes_folder(".", "small"), writes_folder(".", "small.tflite"), writes_folder("m.keras", "small")
+    (True, False, False)
+    """
+    return output is not None and is_saved_model(source) and Path(output).suffix not in SUFFIXES
+
+
 def folder_bytes(folder: Path) -> int:
     """Of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
@@ -264,4 +276,4 @@ def _size(bundle: Bundle, key: str) -> int:
     return count
 
 
-__all__ = ["Port", "SavedModel", "folder_bytes", "is_saved_model"]
+__all__ = ["Port", "SavedModel", "folder_bytes", "is_saved_model", "writes_folder"]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from math import prod
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paring.errors import ParingError, UnsupportedError
 from paring.formats.saved_model.axes import MOVES, Axes
 from paring.formats.saved_model.flow import Flow, Source, Use
 from paring.formats.saved_model.operators import ROWS
@@ -36,6 +40,7 @@ class Seat:
       outs: Those that the result has, in its order; what is in neither is a dimension of the batch.
       axes: The variable's dimensions in the operand.
       shape: Of the operand.
+      rank: Of the variable.
       moves: Nodes between the variable and the operator.
     """
 
@@ -48,6 +53,7 @@ class Seat:
     outs: tuple[int, ...]
     axes: Axes
     shape: tuple[int, ...]
+    rank: int
     moves: tuple[Any, ...] = ()
 
     @property
@@ -69,6 +75,35 @@ class Seat:
         """A variable's values as [inputs, outputs], inputs of a kernel in the order height, width, channel."""
         order = [*self.order, *(d for d in range(weight.ndim) if d not in self.order)]  # the rest has size 1
         return np.ascontiguousarray(weight.transpose(order)).reshape(-1, prod(self.shape[o] for o in self.outs))
+
+
+def register(folder: Path) -> None:
+    """Loads paring's operators into TensorFlow, where a SavedModel has any.
+
+    Raises:
+      UnsupportedError: Their library is not there.
+    """
+    file = folder / "saved_model.pb"
+    if not file.is_file() or not file.stat().st_size:
+        return
+    with file.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as content:
+        if content.find(NATIVE.encode()) >= 0:
+            check_library(folder)
+
+
+def check_library(folder: Path) -> None:
+    """Loads paring's operators into TensorFlow.
+
+    Raises:
+      UnsupportedError: Their library is not there.
+    """
+    try:
+        import_module("paring.tensorflow")
+    except ParingError as error:
+        raise UnsupportedError(
+            "the SavedModel has paring's operators", where=str(folder), expected="the library that brings them",
+            got=str(error).rstrip("."), todo="Or write the model with --runtime portable, for stock TensorFlow",
+        ) from error  # fmt: skip
 
 
 def seat(flow: Flow, source: Source, use: Use) -> Seat | str:
@@ -98,7 +133,7 @@ def seat(flow: Flow, source: Source, use: Use) -> Seat | str:
     way = _way(flow, scope, source, node.input[use.input], type_)
     if way is None:
         return "its weights are floats before they come here"
-    return Seat(op, type_, *way[:2], data, sums, outs, use.axes, shape, way[2])
+    return Seat(op, type_, *way[:2], data, sums, outs, use.axes, shape, len(source.shape), way[2])
 
 
 def _way(
@@ -132,6 +167,16 @@ def _is_weight(scope: Scope, value: str) -> bool:
     while node is not None and (node.op in MOVES or node.op == "Cast"):
         node, _ = scope.maker(node.input[0])
     return node is not None and node.op in ("ReadVariableOp", "Const", "VariableV2", "Variable")
+
+
+def shortened(scope: Scope, value: str) -> bool:
+    """True where a float32 value was bfloat16 before, and has only been moved since."""
+    node, _ = scope.maker(value)
+    while node is not None and node.op in MOVES:
+        node, _ = scope.maker(node.input[0])
+    if node is None or node.op != "Cast":
+        return False
+    return (field(node, "SrcT").type, field(node, "DstT").type) == (BFLOAT16, FLOAT32)
 
 
 _SHORTENED = ((FLOAT32, BFLOAT16), (INT8, BFLOAT16))
@@ -219,18 +264,21 @@ _FORMS = {
 
 def dense(place: Seat) -> str:
     """Why int8 weights in the variable's own layout cannot be read here; empty where they can."""
-    if _turned(place) is None and place.operand is None:
+    if _turned(place) is not None:
+        return ""
+    if place.operand is None:
         return "its weights are floats before they are moved"
-    if _turned(place) is None and place.flat and place.op == "MatMul" and not _whole(place):
-        return "its weights lie in another order"
-    return ""
+    return "" if not place.flat or _whole(place) else "its weights lie in another order"
 
 
 def _turned(place: Seat) -> bool | None:
-    """For a matrix that is read as it is stored: whether its outputs come first; None where it is none."""
-    if place.op != "MatMul" or len(place.shape) != 2 or [len(group) for group in place.axes] != [1, 1]:
+    """For weights read as they are stored, or in another shape: whether outputs come first; None where they are not."""
+    sums, outs = ([d for o in group for d in place.axes[o]] for group in (place.sums, place.outs))
+    if not place.flat:
         return None
-    return place.order[0] > place.order[1] if sorted(place.order) == [0, 1] else None
+    if sums + outs == sorted(sums + outs):
+        return False
+    return True if place.op == "MatMul" and outs + sums == sorted(sums + outs) else None
 
 
 def _whole(place: Seat) -> bool:
@@ -291,18 +339,16 @@ def put(
     maker, _ = scope.maker(place.root)
     matrix = place.op == "MatMul" and place.flat
     rows, outputs = (prod(place.shape[o] for o in group) for group in (place.sums, place.outs))
-    if not packed and (turned := _turned(place)) is not None:
-        transposed = turned
-    elif not packed:
-        assert place.operand is not None
-        weights, transposed = place.operand, place.op == "MatMul" and place.sums > place.outs
-        if matrix and len(place.shape) > 2:
-            shape = scope.constant_node(
-                f"{node.name}/matrix_shape",
-                np.array([outputs, rows] if transposed else [rows, outputs], np.int32),
-                maker,
-            )
-            weights = scope.value(scope.add(f"{node.name}/matrix", "Reshape", [weights, shape], T=INT8, Tshape=INT32))
+    if not packed:
+        turned, rank = _turned(place), place.rank
+        transposed = place.op == "MatMul" and place.sums > place.outs if turned is None else turned
+        if turned is None:
+            assert place.operand is not None
+            weights, rank = place.operand, len(place.shape)
+        wanted = ([outputs, rows] if transposed else [rows, outputs]) if matrix else [*place.shape]
+        if rank != len(wanted):
+            shape = scope.constant_node(f"{node.name}/weights_shape", np.array(wanted, np.int32), maker)
+            weights = scope.value(scope.add(f"{node.name}/weights", "Reshape", [weights, shape], T=INT8, Tshape=INT32))
     if matrix and len(place.sums) > 1:
         shape = _behind(scope, f"{node.name}/rows", given, place, [rows], None, maker)
         x = scope.value(scope.add(f"{node.name}/rows", "Reshape", [given, shape], T=place.type, Tshape=INT32))
@@ -316,7 +362,8 @@ def put(
         take(scope.add(name, "Reshape", [scope.value(node), shape], T=place.type, Tshape=INT32))
         if known is not None:
             del node.attr["_output_shapes"]
-    scope.dropped(place.moves)
+    # Collections of TensorFlow 1 name what a variable is read as.
+    scope.dropped(m for m in place.moves if scope.name or m.op != "Identity" or m.input[0] != place.root)
 
 
 def _attributes(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from paring.formats.saved_model.scope import Scope, field
+from paring.formats.saved_model.scope import NATIVE, Scope, field
 
 
 @dataclass(frozen=True)
@@ -140,15 +140,20 @@ def _kept_picked(scope: Scope, node: Any, index: int, rank: int) -> tuple[int, .
     return None if axis is None else (axis,)
 
 
-def _after_picked(node: Any, index: int, scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+def _after_none(node: Any, index: int, scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
     del node, index, scale, shape
+    return None
+
+
+def _kept_unknown(scope: Scope, node: Any, index: int, rank: int) -> tuple[int, ...] | None:
+    del scope, node, index, rank
     return None
 
 
 _PRODUCT = Row("matmul", (1, 0), (0, 1), _kept_product, _after_product)
 _CONVOLUTION = Row("conv2d", (1,), (0,), _kept_last, _after_convolution)
 _TRANSPOSED = Row("conv2d_transpose", (1,), (2,), _kept_before_last, _after_convolution)
-_PICK = Row("gather", (0,), (), _kept_picked, _after_picked, picks=True)
+_PICK = Row("gather", (0,), (), _kept_picked, _after_none, picks=True)
 ROWS: Mapping[str, Row] = MappingProxyType(
     {
         "MatMul": Row("dense", (1, 0), (0, 1), _kept_product, _after_product),
@@ -164,5 +169,10 @@ ROWS: Mapping[str, Row] = MappingProxyType(
         "Gather": _PICK,
         "GatherV2": _PICK,
         "ResourceGather": _PICK,
+        # Ours: what they read is quantized already, and stays as it is.
+        f"{NATIVE}MatMul": Row("matmul", (1,), (0,), _kept_unknown, _after_none),
+        f"{NATIVE}Conv2D": Row("conv2d", (1,), (0,), _kept_unknown, _after_none),
+        f"{NATIVE}PackedMatMul": Row("dense", (1,), (0,), _kept_unknown, _after_none),
+        f"{NATIVE}PackedConv2D": Row("conv2d", (1,), (0,), _kept_unknown, _after_none),
     }
 )

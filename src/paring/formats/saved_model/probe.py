@@ -68,7 +68,6 @@ class Probe:
         self.results: dict[int, list[np.ndarray]] = {}
         self.alone: dict[int, list[np.ndarray]] = {}
         self.sizes: list[int] = []
-        self.take: Callable[[int, np.ndarray], None] | None = None
         self._turns: dict[tuple[int, int], int] = {}
         self._functions = tf.Graph()  # Python functions live as long as the graph that names them
         changed = self.model.changed()
@@ -97,6 +96,10 @@ class Probe:
             self._sessions[signature] = self._session.enter(signature)
         return self._sessions[signature].run(arrays)
 
+    def read(self, point: int) -> list[np.ndarray]:
+        """What a point read as its first input, execution by execution."""
+        return [_plain(value) for value in self.given.get((point, self.points[point].inputs[0]), [])]
+
     # -- what PyFunc calls -----------------------------------------------------------------------------------------
 
     def token(self, function: Callable[..., np.ndarray], types: Sequence[int]) -> Any:
@@ -113,10 +116,7 @@ class Probe:
         def see(value: np.ndarray) -> np.ndarray:
             self.sizes[point] += value.nbytes
             if point in self.wanted:
-                if self.take is None:
-                    self.given.setdefault((point, index), []).append(np.array(value))
-                elif index == self.points[point].inputs[0]:
-                    self.take(point, value)
+                self.given.setdefault((point, index), []).append(np.array(value))
             return value
 
         return see
@@ -126,7 +126,7 @@ class Probe:
 
         def see(value: np.ndarray) -> np.ndarray:
             self.sizes[point] += value.nbytes
-            if point in self.wanted and self.take is None:
+            if point in self.wanted:
                 self.results[point].append(_plain(value))
             return value
 

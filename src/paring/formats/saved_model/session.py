@@ -12,6 +12,7 @@ import numpy as np
 
 from paring.errors import InputError, UnsupportedError
 from paring.formats.saved_model.litert import first_line
+from paring.formats.saved_model.native import register
 
 _FREE = ("Const", "Placeholder", "NoOp", "Identity", "IdentityN", "ReadVariableOp", "VarHandleOp", "_Arg", "_Retval")
 
@@ -113,6 +114,7 @@ def seal(folder: Path) -> None:
 def _loaded(folder: Path) -> Any:
     import tensorflow as tf
 
+    register(folder)
     try:
         return tf.saved_model.load(str(folder))
     except Exception as error:

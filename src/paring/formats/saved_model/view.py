@@ -21,7 +21,7 @@ from paring.formats.saved_model.axes import FLOATS, MOVES
 from paring.formats.saved_model.flow import CONSTANT, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.operators import ROWS
-from paring.formats.saved_model.scope import NAMES, Scope, called, definition, field, result_type
+from paring.formats.saved_model.scope import FLOAT32, NAMES, Scope, called, definition, field, result_type
 from paring.graph import Demands, Graph, Op, OpId, Tensor, TensorId, Weight, WeightUse
 
 _LEFT_OUT = {
@@ -128,11 +128,13 @@ class _Builder:
             self.found[id_] = tuple(use for _, use in read)
             if read[0][0].refused:
                 self.refused[id_] = read[0][0].refused
-        real = [i for i, t in enumerate(inputs) if t is not None and self.tensors[t].weight is None and self._real(t)]
+        # Mixed precision: the weights are float32, and what they are cast to for an operator says nothing of how to store them.
+        mixed = bool(read) and read[0][0].dtype == FLOAT32
+        real = [i for i, t in enumerate(inputs) if t is not None and self._real(t, mixed=mixed)]
         results = [self._tensor(scope, value) for value in _results(scope, node)]
         demands = Demands(
-            data=tuple(real), weights=tuple(weights), results=tuple(i for i, t in enumerate(results) if self._real(t)),
-            versions=_FORMS,
+            data=tuple(real), weights=tuple(weights), versions=_FORMS,
+            results=tuple(i for i, t in enumerate(results) if self._real(t, mixed=mixed)),
         )  # fmt: skip
         name = f"{self.names[scope.name]}/{node.name}" if scope.name else node.name
         if read:  # MatMul_7 says little: the name of its weight is part of its own
@@ -141,15 +143,17 @@ class _Builder:
         self.ops.append(Op(id_, name, kind, node.op, tuple(inputs), tuple(results), demands=demands))
         self.places[id_] = (scope.name, node.name)
 
-    def _real(self, tensor: TensorId) -> bool:
-        return self.tensors[tensor].dtype in ("float32", "float16", "bfloat16", "float64")
+    def _real(self, tensor: TensorId, *, mixed: bool) -> bool:
+        """True for activations that planning looks at."""
+        short = () if mixed else ("float16", "bfloat16")
+        return self.tensors[tensor].weight is None and self.tensors[tensor].dtype in ("float32", "float64", *short)
 
     def _weight(self, source: Source) -> TensorId:
         place = (f"\0{source.id[0]}", source.id[1])  # no value is called so
         if place not in self.numbers:
             id_ = (-1, len(self.numbers))
             shape, dtype = source.shape or (), NAMES.get(source.dtype, "float32")
-            size = source.size * {"float64": 8, "float16": 2, "bfloat16": 2}.get(dtype, 4)
+            size = source.size * {"float64": 8, "float16": 2, "bfloat16": 2, "int8": 1}.get(dtype, 4)
             weight = Weight(shape, dtype, dtype, size, _reader(self.model, source), origin=id_[1])
             self.numbers[place], self.tensors[id_] = id_, Tensor(id_, source.name, shape, dtype, weight=weight)
         return self.numbers[place]
