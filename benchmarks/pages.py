@@ -212,7 +212,7 @@ def saved_coverage(found: dict[str, Any]) -> str:
     for group in dict.fromkeys(row["group"] for row in rows):
         lines = [
             {
-                "": row["family"], "parameters": row.get("parameters", ""),
+                "": row["family"].partition("/")[2] or row["family"], "parameters": row.get("parameters", ""),
                 "works": "yes" if row["result"] == "works" else "**no**", "int8": row.get("int8", ""),
                 "worst": f"{row['least_db']:.0f}" if "least_db" in row else "",
                 "error": row.get("error", ""), "bytes": row.get("bytes_over_float", ""), "seconds": row.get("seconds", ""),

@@ -41,7 +41,8 @@ SAMPLES = 4
 # What each layer has to reach on its own. The outputs tell nothing: deep networks with random weights carry roundings far.
 LEAST_DB = 20.0
 APPLICATIONS = [name for name in families.FAMILIES if families.group(name) == "keras.applications"]
-FAMILIES = [*APPLICATIONS, *hub.FAMILIES]
+HUB = {f"KerasHub/{name}": name for name in hub.FAMILIES}
+FAMILIES = [*APPLICATIONS, *HUB]
 
 
 def main() -> int:
@@ -61,9 +62,9 @@ def main() -> int:
     rows = json.loads(args.results.read_text(encoding="utf-8"))["rows"] if args.results.is_file() else []
     done = {row["family"] for row in rows if not args.again}
     for family in args.family.split(",") if args.family else FAMILIES:
-        if family in done or (family in hub.FAMILIES and not args.hub):
+        if family in done or (family in HUB and not args.hub):
             continue
-        row = run(args.hub if family in hub.FAMILIES else sys.executable, family, args.seconds)
+        row = run(args.hub if family in HUB else sys.executable, family, args.seconds)
         if "trace" in row:
             print(row.pop("trace"), file=sys.stderr)
         print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
@@ -75,7 +76,7 @@ def main() -> int:
 def run(python: str, family: str, seconds: int) -> dict[str, Any]:
     """A family in a child process; the row says why where the process ended without a result."""
     command = [python, __file__, "--child", family]
-    group = "KerasHub" if family in hub.FAMILIES else "keras.applications"
+    group = "KerasHub" if family in HUB else "keras.applications"
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -124,8 +125,8 @@ def export(found: dict[str, Any], family: str, here: Path) -> None:
     import keras
 
     keras.utils.set_random_seed(1)
-    if family in hub.FAMILIES:
-        model, x = hub.build(family)
+    if family in HUB:
+        model, x = hub.build(HUB[family])
     else:
         case = families.build(family)
         model, x = case.model, case.x
