@@ -43,9 +43,12 @@ def why(code: int, said: str) -> str:
     """How a child ended and its last word that is one."""
     lines = [line.strip() for line in said.splitlines() if line.strip() and not re.match(r"[IW]\d{4} |WARNING", line)]
     told = [line for line in lines if re.search(r"\w+Error\b|^F\d{4} |Check failed|Attempting to", line)]
-    word = (told or lines or ["no word"])[-1]
-    word = re.sub(r"/\S*/", "", word)  # folders of this machine
-    return f"{'aborts' if code < 0 else 'fails'} ({code}): {word[:200]}"
+    return f"{'aborts' if code < 0 else 'fails'} ({code}): {plain((told or lines or ['no word'])[-1])}"
+
+
+def plain(said: str) -> str:
+    """The beginning of a message without the folders of this machine."""
+    return re.sub(r"(?<![\w<])/\S*/", "", " ".join(said.split()))[:200]
 
 
 def _quantize(mode: str, source: str, target: str) -> None:

@@ -138,7 +138,7 @@ def write(
             source, recipe, data if version in (BEST, ROUNDED) else None, output=target, verified=False
         )
     except ParingError as error:
-        return str(error)
+        return peer.plain(str(error))
     for note in result.report.notes:
         if "bias correction" in note:
             figure.note(f"{name}, {version}: {note}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import figures
 import numpy as np
+import peer
 
 
 def module(name: str, path: Path) -> Any:
@@ -60,7 +61,7 @@ def write(version: str, source: Path, target: Path) -> str | None:
     try:
         paring.optimize(source, recipe, output=target, overwrite=True, verified=False, **settings)
     except ParingError as error:
-        return str(error)
+        return peer.plain(str(error))
     return None
 
 
@@ -73,7 +74,7 @@ def no_operators() -> str | None:
     try:
         import paring.tensorflow
     except Exception as error:
-        return f"paring.tensorflow does not import: {' '.join(str(error).split())[:200]}"
+        return f"paring.tensorflow does not import: {peer.plain(str(error))}"
     return None
 
 

@@ -155,7 +155,7 @@ def first_experiment(source: Path, target: Path) -> str | None:
     try:
         zoo.module("first_experiment", SPIKE).run(str(source), str(target))
     except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {peer.plain(str(error))}"
     return None
 
 
@@ -354,7 +354,7 @@ def outputs(tasks: list[list[str]]) -> dict[str, Any]:
             load_operators([folder])
             np.savez(file, **runs[loader](tf, Path(folder)))
         except Exception as error:
-            Path(file).with_suffix(".txt").write_text(" ".join(str(error).split())[:300], encoding="utf-8")
+            Path(file).with_suffix(".txt").write_text(peer.plain(str(error)), encoding="utf-8")
     return {}
 
 
