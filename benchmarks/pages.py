@@ -1,4 +1,4 @@
-"""Makes docs/performance.md, docs/coverage.md and a table of docs/comparison.md from the results in docs/figures."""
+"""Makes docs/performance.md, docs/coverage.md and tables of docs/comparison.md from the results in docs/figures."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import re
 from typing import Any
 
 import families
+import hub
 from figures import REPOSITORY
 
 FIGURES = REPOSITORY / "docs" / "figures"
 PAGE = REPOSITORY / "docs" / "performance.md"
 COMPARISON = REPOSITORY / "docs" / "comparison.md"
 SCRIPTS = {"tfmot": "tfmot_twin"}  # where the script is not called as its results
-START, END = "<!-- made by benchmarks/pages.py: training -->", "<!-- end -->"
-COVERED = FIGURES / "coverage.json"
+START, END = "<!-- made by benchmarks/pages.py: {} -->", "<!-- end -->"
+COVERED, COVERED_SAVED = FIGURES / "coverage.json", FIGURES / "saved_model_coverage.json"
 COVERAGE = REPOSITORY / "docs" / "coverage.md"
 HEAD = """# Performance, measured
 
@@ -35,6 +36,17 @@ thousandth of the output's spread (root mean square), QAT and chain to a tenth o
 what LiteRT's builtin kernels make of the same file or Keras itself of inputs moved by a millionth, whichever is more (deep
 random networks carry single roundings far). Cells say which share of the values is within one step where the output has a
 grid, and the seconds, on a machine that was busy otherwise.
+"""
+
+
+SAVED_HEAD = """# Which SavedModels work
+
+Made by `benchmarks/pages.py` from `docs/figures/saved_model_coverage.json`, which `benchmarks/saved_model_coverage.py`
+writes. One small model per family as Keras exports it, with random weights and random data: `inspect`, `bf16-int8` for stock
+TensorFlow (run beside the float model by every signature) and `debug`. **int8**: operators that multiply int8 weights;
+**worst**: signal to noise, in dB, of the worst of them fed with its float input, which has to be 20; **error**: of the worst
+output over its norm, which in deep networks with random weights says little; **bytes**: of the folder over the float one's,
+which Keras writes with every variable twice.
 """
 
 
@@ -156,22 +168,98 @@ def training(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     return "\n\n".join([ours["about"], table(rows), "Cost of a training step over float:", table(steps), *notes])
 
 
+def saved_models(found: dict[str, Any], accuracy: dict[str, Any]) -> str:
+    """SavedModels: what paring writes beside TensorFlow's own tool and a cast by hand; over float unless it says otherwise."""
+    tables = found["tables"]
+    questions: dict[str, dict[str, str]] = {}
+
+    def add(question: str, rows: list[dict[str, Any]], value: str) -> None:
+        cells = {row["version"]: f"{row[value]:.2f}" for row in rows if row["version"] != "float"}
+        questions.update({question: cells} if cells else {})
+
+    size = [row for row in tables.get("size", []) if row["network"] == "all of them"]
+    add("bytes, Dense, Conv2D, Embedding and LSTM (float, stored once: 1)", size, "both_over_float_once")
+    memory = tables.get("memory", [])
+    for model in dict.fromkeys(row["model"] for row in memory):
+        add(
+            f"memory after a call, {model.partition(': ')[2]}", [r for r in memory if r["model"] == model], "over_float"
+        )
+    speed = tables.get("speed", [])
+    for threads, batch in dict.fromkeys((row["threads"], row["batch"]) for row in speed):
+        own = [row for row in speed if (row["threads"], row["batch"]) == (threads, batch)]
+        add(f"time, 4 MatMul 4096^2, batch {batch}, {threads} thread{'s' * (threads > 1)}", own, "over_float")
+    for row in tables.get("errors", []):
+        cells = {key: f"{value:.4f}" for key, value in row.items() if isinstance(value, float)}
+        questions[f"error, {row['model']}, {row['signature']}"] = cells
+    for network in dict.fromkeys(row["network"] for row in accuracy.get("networks", [])):
+        cells = {row["version"]: f"{row['error']:.4f}" for row in accuracy["networks"] if row["network"] == network}
+        best = "paring bf16-int8, mse, bias correction"
+        questions[f"error, {network}"] = {"portable bf16-int8": cells.pop(best, ""), **cells}
+    columns = [
+        "portable weight-only-int8", "portable bf16-int8", "native bf16-int8", "native weight-only-int4",
+        "native 90 % blocks, float32", "native 90 % blocks, int8", "TensorFlow weight-only int8", "TensorFlow dynamic int8",
+        "naive cast",
+    ]  # fmt: skip
+    columns = [column for column in columns if any(column in cells for cells in questions.values())]
+    rows = [{"": name, **{c: cells.get(c, "-") for c in columns}} for name, cells in questions.items()]
+    return "\n\n".join([found["about"], table(rows)])
+
+
+def saved_coverage(found: dict[str, Any]) -> str:
+    """The part of the coverage page that is about SavedModels."""
+    rows: list[dict[str, Any]] = found["rows"]
+    parts = [SAVED_HEAD, ", ".join(f"{k} {v}" for k, v in found["environment"].items() if k != "commit")]
+    for group in dict.fromkeys(row["group"] for row in rows):
+        lines = [
+            {
+                "": row["family"].partition("/")[2] or row["family"], "parameters": row.get("parameters", ""),
+                "works": "yes" if row["result"] == "works" else "**no**", "int8": row.get("int8", ""),
+                "worst": f"{row['least_db']:.0f}" if "least_db" in row else "",
+                "error": row.get("error", ""), "bytes": row.get("bytes_over_float", ""), "seconds": row.get("seconds", ""),
+            }
+            for row in rows if row["group"] == group
+        ]  # fmt: skip
+        parts += [f"## SavedModels of {group}", table(lines)]
+    worked = sum(row["result"] == "works" for row in rows)
+    parts += [f"{worked} of {len(rows)} work."]
+    parts += [f"- {row['family']}: {row['result']}" for row in rows if row["result"] != "works"]
+    parts += [f"No small model was made of KerasHub's {', '.join(hub.LEFT_OUT)}."]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for entry in row.get("float", ()):
+            reasons.setdefault(f"{entry['operator']}: {entry['why']}", []).append(row["family"])
+        if any("no operator known here reads" in note for note in row.get("notes", ())):
+            reasons.setdefault("variables that no operator known here reads", []).append(row["family"])
+    parts += ["## Why operators with weights stay float"]
+    parts += [f"- {why} ({', '.join(dict.fromkeys(told))})" for why, told in sorted(reasons.items())]
+    return "\n\n".join(parts).replace("\n\n- ", "\n- ") + "\n"
+
+
+def filled(text: str, name: str, content: str) -> str:
+    """A page with what stands between the marks of a name replaced."""
+    start = START.format(name)
+    head, found, rest = text.partition(start)
+    return f"{head}{start}\n\n{content}\n\n{END}{rest.partition(END)[2]}" if found else text
+
+
 def main() -> None:
     """Writes the pages."""
-    results = {path.stem: path for path in FIGURES.glob("*.json")}
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in FIGURES.glob("*.json")}
+    text = COMPARISON.read_text(encoding="utf-8")
     if {"training", "tfmot"} <= results.keys():
-        ours, theirs = (json.loads(results[name].read_text(encoding="utf-8")) for name in ("training", "tfmot"))
-        text = COMPARISON.read_text(encoding="utf-8")
-        head, _, rest = text.partition(START)
-        COMPARISON.write_text(
-            f"{head}{START}\n\n{training(ours, theirs)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8"
-        )
-    paths = [path for path in sorted(FIGURES.glob("*.json")) if path != COVERED]
+        text = filled(text, "training", training(results["training"], results["tfmot"]))
+    if "saved_models" in results:
+        accuracy = results.get("saved_model_accuracy", {}).get("tables", {})
+        text = filled(text, "saved models", saved_models(results["saved_models"], accuracy))
+    COMPARISON.write_text(text, encoding="utf-8")
+    paths = [path for path in sorted(FIGURES.glob("*.json")) if path not in (COVERED, COVERED_SAVED)]
     pages = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     PAGE.write_text(HEAD + "\n" + "\n\n".join(section(found) for found in pages) + "\n", encoding="utf-8")
     print(f"wrote {PAGE.relative_to(REPOSITORY)} from {len(pages)} files")
-    if COVERED.is_file():
-        COVERAGE.write_text(coverage(json.loads(COVERED.read_text(encoding="utf-8"))), encoding="utf-8")
+    covered = [coverage(results[COVERED.stem])] if COVERED.stem in results else []
+    covered += [saved_coverage(results[COVERED_SAVED.stem])] if COVERED_SAVED.stem in results else []
+    if covered:
+        COVERAGE.write_text("\n".join(covered), encoding="utf-8")
         print(f"wrote {COVERAGE.relative_to(REPOSITORY)}")
 
 

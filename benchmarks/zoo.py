@@ -43,7 +43,7 @@ def build(name: str) -> Any:
     if name == "resnet8":
         return keras.models.load_model(RESNET8, compile=False)
     model = _ARCHITECTURES[name]()
-    _randomize(model, samples(name, 16), np.random.default_rng(seed))
+    disturb(model, samples(name, 16), np.random.default_rng(seed))
     return model
 
 
@@ -99,7 +99,7 @@ def _smooth(shape: tuple[int, ...], low: float, high: float, rng: np.random.Gene
     return (low + (high - low) * (spread + 1) / 2).astype(np.float32)
 
 
-def _randomize(model: Any, data: np.ndarray, rng: np.random.Generator) -> None:
+def disturb(model: Any, data: np.ndarray, rng: np.random.Generator) -> None:
     """Give biases and batch normalization non-trivial values, the latter near the statistics of `data`."""
     import keras
 

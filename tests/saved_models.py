@@ -92,7 +92,7 @@ def operators(tf: Any, folder: Path) -> Any:
     return module
 
 
-def functions(tf: Any, folder: Path) -> None:
+def functions(tf: Any, folder: Path, width: int = 32) -> None:
     """Loop, branch, a weight that is shared, two signatures, a table from an asset, text, a counter, a method."""
     random = np.random.default_rng(0)
     words = folder.parent / "words.txt"
@@ -101,13 +101,13 @@ def functions(tf: Any, folder: Path) -> None:
     class Functions(tf.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.shared = tf.Variable(scaled(random, 32, 32), name="shared")
-            self.table = tf.Variable(scaled(random, 50, 32), name="table")
-            self.heads = tf.Variable(scaled(random, 32, 4, 16), name="heads")
-            self.yes = tf.Variable(scaled(random, 32, 32), name="yes")
-            self.no = tf.Variable(scaled(random, 32, 32), name="no")
-            self.fed = tf.Variable(scaled(random, 32, 32), name="fed")
-            self.unread = tf.Variable(scaled(random, 32, 32), name="unread")
+            self.shared = tf.Variable(scaled(random, width, width), name="shared")
+            self.table = tf.Variable(scaled(random, 50, width), name="table")
+            self.heads = tf.Variable(scaled(random, width, 4, width // 2), name="heads")
+            self.yes = tf.Variable(scaled(random, width, width), name="yes")
+            self.no = tf.Variable(scaled(random, width, width), name="no")
+            self.fed = tf.Variable(scaled(random, width, width), name="fed")
+            self.unread = tf.Variable(scaled(random, width, width), name="unread")
             self.steps = tf.Variable(0, dtype=tf.int64, name="steps")
             self.asset = tf.saved_model.Asset(str(words))
             start = tf.lookup.TextFileInitializer(
@@ -115,7 +115,7 @@ def functions(tf: Any, folder: Path) -> None:
             )
             self.lookup = tf.lookup.StaticHashTable(start, 0)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, 32])])
+        @tf.function(input_signature=[tf.TensorSpec([None, width])])
         def run(self, x):
             self.steps.assign_add(1)
             _, x = tf.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, tf.tanh(tf.matmul(x, self.shared))), [0, x])
@@ -124,7 +124,7 @@ def functions(tf: Any, folder: Path) -> None:
             )
             heads = tf.einsum("bi,ihd->bhd", x, self.heads)
             return {
-                "y": tf.reshape(heads, [-1, 64]) + tf.tile(tf.matmul(x, self.fed), [1, 2]),
+                "y": tf.reshape(heads, [-1, 2 * width]) + tf.tile(tf.matmul(x, self.fed), [1, 2]),
                 "n": self.steps.read_value(),
             }
 
@@ -137,7 +137,7 @@ def functions(tf: Any, folder: Path) -> None:
         def embed(self, rows):
             return tf.gather(self.table, rows)
 
-        @tf.function(input_signature=[tf.TensorSpec([32, 32])])
+        @tf.function(input_signature=[tf.TensorSpec([width, width])])
         def feed(self, values):
             return self.fed.assign(values)
 
@@ -145,38 +145,43 @@ def functions(tf: Any, folder: Path) -> None:
     tf.saved_model.save(module, str(folder), signatures={"serving_default": module.run, "words": module.words})
 
 
-def keras_export(keras: Any, folder: Path) -> None:
+def keras_model(keras: Any, rows: int = 400, width: int = 48) -> Any:
     """Embedding, LSTM, Conv2D, Dense."""
     keras.utils.set_random_seed(0)
     layers = keras.layers
     ids = keras.Input((12,), dtype="int32", name="ids")
-    x = layers.Embedding(400, 32)(ids)
-    x = layers.LSTM(48, return_sequences=True)(x)
-    x = layers.Conv2D(32, 3)(layers.Reshape((12, 48, 1))(x))
+    x = layers.Embedding(rows, 32)(ids)
+    x = layers.LSTM(width, return_sequences=True)(x)
+    x = layers.Conv2D(32, 3)(layers.Reshape((12, width, 1))(x))
     x = layers.Dense(10)(layers.Dense(40, activation="relu")(layers.Flatten()(x)))
-    keras.Model(ids, x).export(str(folder), verbose=False)
+    return keras.Model(ids, x)
 
 
-def tf1(tf: Any, folder: Path, *, resource: bool) -> None:
+def keras_export(keras: Any, folder: Path) -> None:
+    """`keras_model` as Keras exports it."""
+    keras_model(keras).export(str(folder), verbose=False)
+
+
+def tf1(tf: Any, folder: Path, *, resource: bool, times: int = 1) -> None:
     """Variables of TensorFlow 1, four signatures, one of which assigns, and a loop of frames."""
-    v1 = tf.compat.v1
+    v1, x40, x48, x32 = tf.compat.v1, 40 * times, 48 * times, 32 * times
     random = np.random.default_rng(0)
     v1.disable_control_flow_v2()
     try:
         with v1.Graph().as_default(), v1.Session() as session:
-            x = v1.placeholder(tf.float32, [None, 40], "x")
-            first = v1.get_variable("first", initializer=scaled(random, 40, 48), use_resource=resource)
-            drawn = v1.get_variable("drawn", shape=(48, 32), use_resource=resource)
-            fed = v1.get_variable("fed", shape=(48, 32), use_resource=resource)
-            square = v1.get_variable("square", initializer=scaled(random, 48, 48), use_resource=resource)
+            x = v1.placeholder(tf.float32, [None, x40], "x")
+            first = v1.get_variable("first", initializer=scaled(random, x40, x48), use_resource=resource)
+            drawn = v1.get_variable("drawn", shape=(x48, x32), use_resource=resource)
+            fed = v1.get_variable("fed", shape=(x48, x32), use_resource=resource)
+            square = v1.get_variable("square", initializer=scaled(random, x48, x48), use_resource=resource)
             kernel = v1.get_variable("kernel", shape=(3, 3, 1, 32), use_resource=resource)
             hidden = tf.nn.relu(v1.matmul(x, first))
             y = v1.matmul(hidden, drawn, name="y")
-            image = tf.nn.conv2d(tf.reshape(hidden, [-1, 6, 8, 1]), kernel, 1, "SAME", name="z")
+            image = tf.nn.conv2d(tf.reshape(hidden, [-1, 6 * times, 8, 1]), kernel, 1, "SAME", name="z")
             _, turns = v1.while_loop(
                 lambda i, h: i < 3, lambda i, h: (i + 1, tf.tanh(v1.matmul(h, square))), [0, hidden]
             )
-            given = v1.placeholder(tf.float32, [48, 32], "given")
+            given = v1.placeholder(tf.float32, [x48, x32], "given")
             with tf.control_dependencies([v1.assign(fed, given)]):
                 done = tf.reduce_sum(given)
             session.run(v1.global_variables_initializer())
@@ -196,6 +201,34 @@ def tf1(tf: Any, folder: Path, *, resource: bool) -> None:
             }
             builder.add_meta_graph_and_variables(session, ["serve"], signature_def_map=signatures)
             builder.save()
+    finally:
+        v1.enable_control_flow_v2()
+
+
+def kept(tf: Any, folder: Path) -> None:
+    """Variables that stay as they are: in parts, returned, bfloat16; and one beside them, behind branches of frames."""
+    v1 = tf.compat.v1
+    random, seen = np.random.default_rng(0), {}
+    v1.disable_control_flow_v2()
+    try:
+        with v1.Graph().as_default(), v1.Session() as session:
+            x = v1.placeholder(tf.float32, [None, 32], "x")
+            for name, settings in (
+                ("parts", {"partitioner": v1.fixed_size_partitioner(2)}),
+                ("shown", {}),
+                ("short", {"dtype": tf.bfloat16, "shape": (32, 32)}),
+                ("plain", {}),
+            ):
+                first = {} if "dtype" in settings else {"initializer": tf.constant(scaled(random, 32, 32))}
+                if "partitioner" in settings:
+                    first = {"shape": (32, 32)}
+                seen[name] = v1.get_variable(name, use_resource=True, **first, **settings)
+            y = v1.matmul(v1.matmul(x, tf.convert_to_tensor(seen["parts"])), seen["shown"])
+            y = tf.cast(v1.matmul(tf.cast(y, tf.bfloat16), seen["short"]), tf.float32)
+            y = v1.cond(tf.reduce_sum(x) > 0, lambda: v1.matmul(y, seen["plain"]), lambda: y * 2.0)
+            session.run(v1.global_variables_initializer())
+            outputs = {"y": y, "w": tf.convert_to_tensor(seen["shown"])}
+            v1.saved_model.simple_save(session, str(folder), {"x": x}, outputs)
     finally:
         v1.enable_control_flow_v2()
 

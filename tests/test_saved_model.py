@@ -237,30 +237,8 @@ def test_a_variable_that_is_assigned_stays_float(kind: str, folder: Path, tmp_pa
 
 def test_variables_that_have_to_stay_as_they_are(tmp_path: Path, tensorflow):
     """A partitioned one, one that a signature returns, one of bfloat16; and one beside them, behind branches of frames."""
-    tf, v1 = tensorflow, tensorflow.compat.v1
-    random, seen = np.random.default_rng(0), {}
-    v1.disable_control_flow_v2()
-    try:
-        with v1.Graph().as_default(), v1.Session() as session:
-            x = v1.placeholder(tf.float32, [None, 32], "x")
-            for name, settings in (
-                ("parts", {"partitioner": v1.fixed_size_partitioner(2)}),
-                ("shown", {}),
-                ("short", {"dtype": tf.bfloat16, "shape": (32, 32)}),
-                ("plain", {}),
-            ):
-                first = {} if "dtype" in settings else {"initializer": tf.constant(models.scaled(random, 32, 32))}
-                if "partitioner" in settings:
-                    first = {"shape": (32, 32)}
-                seen[name] = v1.get_variable(name, use_resource=True, **first, **settings)
-            y = v1.matmul(v1.matmul(x, tf.convert_to_tensor(seen["parts"])), seen["shown"])
-            y = tf.cast(v1.matmul(tf.cast(y, tf.bfloat16), seen["short"]), tf.float32)
-            y = v1.cond(tf.reduce_sum(x) > 0, lambda: v1.matmul(y, seen["plain"]), lambda: y * 2.0)
-            session.run(v1.global_variables_initializer())
-            outputs = {"y": y, "w": tf.convert_to_tensor(seen["shown"])}
-            v1.saved_model.simple_save(session, str(tmp_path / "model"), {"x": x}, outputs)
-    finally:
-        v1.enable_control_flow_v2()
+    tf = tensorflow
+    models.kept(tf, tmp_path / "model")
     result = optimized(tmp_path / "model", tmp_path / "out")
     why = {name.split(":")[-1]: row for name, row in rows(result).items() if ":" in name}
     assert why["shown"] == ("float", "a signature returns the weights themselves")
