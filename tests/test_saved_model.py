@@ -425,7 +425,7 @@ def test_what_is_written_was_run(folder: Path, tmp_path: Path):
 
 
 def test_a_result_that_does_not_run_is_not_kept(folder: Path, tmp_path: Path, monkeypatch):
-    whole = paring.folder.apply
+    whole = paring.folders.optimize.apply
 
     def broken(*arguments: object) -> SavedModel:
         model = whole(*arguments)
@@ -435,7 +435,7 @@ def test_a_result_that_does_not_run_is_not_kept(folder: Path, tmp_path: Path, mo
                     node.attr["T"].type = 2
         return model
 
-    monkeypatch.setattr("paring.folder.apply", broken)
+    monkeypatch.setattr("paring.folders.optimize.apply", broken)
     with pytest.raises(BoundError, match=r"^TensorFlow does not load the result .* Nothing was written\.$"):
         paring.optimize(folder / "functions", "weight-only-int8", output=tmp_path / "out")
     assert not list(tmp_path.iterdir())

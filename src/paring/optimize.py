@@ -15,8 +15,8 @@ from paring.decision import CONVERSIONS, DYNAMIC, FLOAT, KEPT, STATIC, WEIGHT_ON
 from paring.diagnose import diagnose, fitted, unreachable
 from paring.equalize import equalize
 from paring.errors import BoundError, InputError, UnsupportedError
-from paring.folder import optimize_folder
-from paring.folder_native import check_runtime
+from paring.folders.native import check_runtime
+from paring.folders.optimize import optimize_folder
 from paring.formats import check_there, load
 from paring.formats.saved_model.model import SavedModel, writes_folder
 from paring.formats.tflite.apply import apply, set_constants, versions_of
@@ -81,7 +81,7 @@ def optimize(
       recipe: A recipe's name, file or object.
       data: Samples (see `paring.samples.open_samples`): needed by recipes with static activations, improves others.
       output: Where to write the model; None to keep it in memory. A SavedModel becomes another one where this names no
-        `.tflite` file, see `paring.folder`.
+        `.tflite` file, see `paring.folders.optimize`.
       statistics: Statistics of an earlier calibration instead of `data`.
       skip: Patterns (name or kind) of operators to leave float.
       only: Patterns of the only operators to touch.

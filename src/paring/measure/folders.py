@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paring.errors import InputError
+from paring.folders.signatures import for_wire, samples_of
 from paring.formats.saved_model.flow import Source
 from paring.formats.saved_model.inside import Form, Layers, form_of
 from paring.formats.saved_model.model import RECORD, SavedModel
@@ -28,7 +29,6 @@ from paring.measure.whole import Tally
 from paring.recipe import Recipe
 from paring.runtime import RunError, Worker
 from paring.samples import Sample
-from paring.signatures import for_wire, samples_of
 
 
 def compare_folders(

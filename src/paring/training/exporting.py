@@ -23,7 +23,7 @@ import numpy as np
 from paring.compress.quantize import Quantize
 from paring.decision import STATIC
 from paring.errors import UnsupportedError
-from paring.folder_native import check_runtime
+from paring.folders.native import check_runtime
 from paring.formats import keras as keras_format
 from paring.formats.convert import convert_all, environment
 from paring.formats.tflite.model import TfliteModel

@@ -10,7 +10,7 @@ from typing import Any
 
 from paring.compress.quantize import Quantize
 from paring.errors import UnsupportedError
-from paring.folder import check_target, optimize_folder
+from paring.folders.optimize import check_target, optimize_folder
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import shortened
 from paring.formats.saved_model.view import View, view

@@ -15,8 +15,9 @@ from paring.compress.quantize import Quantize
 from paring.data import Feed, feeds
 from paring.decision import Plan
 from paring.errors import InputError, UnsupportedError
-from paring.folder_native import Packing
-from paring.folder_plan import planned, readers_of, twins_of
+from paring.folders.native import Packing
+from paring.folders.planning import planned, readers_of, twins_of
+from paring.folders.signatures import for_wire
 from paring.formats.saved_model.model import SavedModel, folder_bytes
 from paring.formats.saved_model.view import view as folder_view
 from paring.formats.tflite.model import TfliteModel
@@ -33,7 +34,6 @@ from paring.plan import plan
 from paring.recipe import Recipe, Rule
 from paring.runtime import RunError, Worker
 from paring.samples import TensorSpec, open_samples
-from paring.signatures import for_wire
 from paring.solve import requests
 from paring.tuning.schemes import choices, patterns
 from paring.tuning.store import stored

@@ -15,7 +15,7 @@ import numpy as np
 
 from paring.compress.quantize import Quantize
 from paring.errors import BoundError, InputError
-from paring.folder import check_target as check_folder
+from paring.folders.optimize import check_target as check_folder
 from paring.formats import SUFFIXES, load
 from paring.formats.saved_model.model import is_saved_model
 from paring.measure.result import Candidate, Sensitivity, Tuning

@@ -16,16 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from paring.beside import beside, judge
 from paring.compress.base import Context
 from paring.compress.quantize import Quantize
 from paring.compress.weights import shelved
 from paring.decision import FLOAT, WEIGHT_ONLY, Plan
 from paring.diagnose import fitted
 from paring.errors import InputError, UnsupportedError
-from paring.folder_native import RUNTIMES, Packing, natives, record, together, told
-from paring.folder_plan import planned, quantized, readers_of, twins_of
-from paring.folder_stages import Got, Staged, staged
+from paring.folders.beside import beside, judge
+from paring.folders.native import RUNTIMES, Packing, natives, record, together, told
+from paring.folders.observe import Inputs, Observation
+from paring.folders.planning import planned, quantized, readers_of, twins_of
+from paring.folders.signatures import samples_of
+from paring.folders.stages import Got, Staged, staged
 from paring.formats.saved_model.apply import Place, SourceId, Stored, apply
 from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.flow import SMALL, Source
@@ -33,11 +35,9 @@ from paring.formats.saved_model.model import SavedModel, folder_bytes
 from paring.formats.saved_model.native import check_library
 from paring.formats.saved_model.view import View, kept_of, view
 from paring.graph import OpId
-from paring.observe import Inputs, Observation
 from paring.outcome import Clock, Report, Row
 from paring.recipe import Recipe
 from paring.samples import Sample
-from paring.signatures import samples_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from paring.compress.quantize import Quantize
 from paring.compress.unfold import Unfolding
 from paring.decision import Plan
 from paring.errors import InputError
-from paring.folder_plan import quantized, readers_of
+from paring.folders.planning import quantized, readers_of
+from paring.folders.signatures import for_wire
 from paring.formats.saved_model.apply import Place, SourceId
 from paring.formats.saved_model.meets import Meeting, meeting
 from paring.formats.saved_model.model import SavedModel
@@ -28,7 +29,6 @@ from paring.measure.watch import BUDGET
 from paring.replay import ROWS, SAMPLES
 from paring.runtime import RunError, Worker
 from paring.samples import Sample
-from paring.signatures import for_wire
 
 SUMS = 512e6  # bytes of second moments that are held at a time
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from paring.errors import BoundError, InputError, ParingError
+from paring.folders.signatures import for_wire
 from paring.formats.saved_model.model import SavedModel
 from paring.measure.subject import start_framework
 from paring.runtime import RunError
 from paring.samples import Sample
-from paring.signatures import for_wire
 from paring.verify import Verification
 
 MOST = 32  # samples
@@ -27,7 +27,7 @@ def beside(
     Args:
       model: The float model.
       written: The folder to compare with it.
-      samples: By signature, as `paring.signatures.samples_of` gives them; the first 32 are taken.
+      samples: By signature, as `paring.folders.signatures.samples_of` gives them; the first 32 are taken.
       notes: On signatures that have none.
       given: False where the samples are made up.
 

@@ -13,14 +13,14 @@ from paring.compress.quantize import Quantize
 from paring.compress.weights import shelved
 from paring.decision import Plan
 from paring.errors import InputError
-from paring.folder_plan import readers_of, shown
+from paring.folders.observe import Inputs
+from paring.folders.planning import readers_of, shown
 from paring.formats.saved_model.apply import Place, SourceId, Stored, taken
 from paring.formats.saved_model.flow import End, Flow, Source, Use
 from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.native import Seat, seat, unfolded
 from paring.formats.saved_model.packed import pack_int4, pack_sparse, unpack
 from paring.formats.saved_model.view import View
-from paring.observe import Inputs
 from paring.outcome import VERSION
 from paring.recipe import Recipe
 from paring.targets import THRESHOLD

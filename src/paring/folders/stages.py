@@ -15,7 +15,7 @@ from paring.compress.pattern import UNSTRUCTURED, Pattern
 from paring.compress.sparsify import Sparsify
 from paring.compress.weights import shelved
 from paring.errors import InputError
-from paring.folder_plan import readers_of
+from paring.folders.planning import readers_of
 from paring.formats.saved_model.apply import SourceId
 from paring.formats.saved_model.flow import Source, Use
 from paring.formats.saved_model.model import SavedModel
