@@ -223,6 +223,10 @@ def saved_coverage(found: dict[str, Any]) -> str:
     worked = sum(row["result"] == "works" for row in rows)
     parts += [f"{worked} of {len(rows)} work."]
     parts += [f"- {row['family']}: {row['result']}" for row in rows if row["result"] != "works"]
+    every = [name for name in families.FAMILIES if families.group(name) == "keras.applications"]
+    every += [f"KerasHub/{name}" for name in hub.FAMILIES]
+    missing = [name for name in every if name not in {row["family"] for row in rows}]
+    parts += [f"Not run yet: {', '.join(missing)}."] if missing else []
     parts += [f"No small model was made of KerasHub's {', '.join(hub.LEFT_OUT)}."]
     reasons: dict[str, list[str]] = {}
     for row in rows:
