@@ -49,7 +49,7 @@ _AHEAD = 8  # samples that wait in the pipe, so that parent and child do not wai
 _DOZEN, _LOAD = 32, 2**20  # samples and bytes in one request of `run_many`
 _TICK = 0.1  # seconds between two looks at the clock
 _SMALL = 5e7  # multiply-adds: below, XNNPACK's threads wait for each other longer than they work
-_START = 60.0  # seconds for the child to begin: a slow disk is no fault of the model
+_START = 300.0  # seconds for the child to begin: a slow disk or a busy machine is no fault of the model
 
 
 @dataclass(frozen=True)
