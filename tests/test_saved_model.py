@@ -15,6 +15,7 @@ import saved_models as models
 
 import paring
 from paring.cli import main
+from paring.compress.encodings import up_to_bfloat16
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.formats.saved_model.bundle import Bundle, write
 from paring.formats.saved_model.model import SavedModel
@@ -108,7 +109,7 @@ def test_large_models_are_written_in_shards(tmp_path: Path, tensorflow):
 def decoded(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The int8 codes of a weight of `models.WEIGHTS`, with scales of its channels' largest values, and what they stand for."""
     summed = tuple(d for d in range(values.ndim) if d not in models.WEIGHTS[name][1])
-    scale = np.abs(values).max(axis=summed, keepdims=True) / np.float32(127)
+    scale = up_to_bfloat16(np.abs(values).max(axis=summed, keepdims=True) / np.float32(127))
     codes = np.rint(values / scale)
     return codes.astype(np.int8), (codes * scale).astype(np.float32)
 
