@@ -15,6 +15,7 @@ import saved_models as models
 from test_cli import call  # noqa: F401  (a fixture)
 
 import paring
+from paring.compress.encodings import up_to_bfloat16
 from paring.compress.quantize import Quantize
 from paring.errors import InputError
 from paring.formats.saved_model.model import SavedModel
@@ -93,7 +94,7 @@ def short(values: np.ndarray, tf: Any) -> np.ndarray:
 
 def stored(weight: np.ndarray) -> np.ndarray:
     """What int8 codes with a scale per column stand for."""
-    scale = np.abs(weight).max(axis=0) / np.float32(127)
+    scale = up_to_bfloat16(np.abs(weight).max(axis=0) / np.float32(127))
     return np.rint(weight / scale) * scale
 
 
