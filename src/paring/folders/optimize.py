@@ -320,7 +320,7 @@ def encode(
       exact: Its values lie on a grid, whose scales are kept; else scales are rounded up to bfloat16, which take less room.
 
     >>> encode(Quantize("int8", "float"), np.array([[1.0, -4.0], [2.0, 2.0]], np.float32), (1,), "w").codes.tolist()
-    [[64, -127], [127, 64]]
+    [[63, -126], [126, 63]]
     """
     if settings.weights in ("float16", "bfloat16"):
         return Stored(settings.weights, shelved(settings.encode(weight, Context(name, None)).values))

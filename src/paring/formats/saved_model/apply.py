@@ -297,8 +297,9 @@ class _Writer:
 
             direct.attr["dtype"].type = stored.type  # the first value is not the restored one, so it may be that, too
             direct.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
-            for known in field(direct, "_output_shapes").list.shape if stored.shape is not None else ():
-                _set_shape(known, stored.shape)
+            if stored.shape is not None:
+                for known in field(direct, "_output_shapes").list.shape:
+                    _set_shape(known, stored.shape)
             return
         if stored.shape is not None:  # nothing in a graph packs: an operator's clear error, or a table of zeros
             size = scope.add(f"{node.name}/size", "Const", [], dtype=INT32, value=np.array(stored.shape, np.int32))
