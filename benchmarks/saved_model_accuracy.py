@@ -106,7 +106,7 @@ def compare(figure: figures.Figures, name: str, here: Path, count: int, seconds:
             row |= accuracy(truth, got, labels)
         found[version] = row
         figure.row(
-            "networks", network=name, version=version, **row, int8_weights=saved.int8_elements(folder),
+            "networks", network=name, version=version, **row, int8_weights=saved.int8_elements(folder, here / "float"),
             bytes=sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
         )  # fmt: skip
     if BEST not in found:

@@ -83,8 +83,11 @@ def variables_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in (folder / "variables").glob("*"))
 
 
-def int8_elements(folder: Path) -> int:
-    """How many weights are int8 in a SavedModel, in variables and constants, each once."""
+def int8_elements(folder: Path, source: Path) -> int:
+    """How many weights are int8 in a SavedModel, in variables and constants, each once; `source` is the float model.
+
+    Its shapes count: what is stored may have scales among its bytes.
+    """
     import tensorflow as tf
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -94,7 +97,8 @@ def int8_elements(folder: Path) -> int:
         reader = tf.train.load_checkpoint(str(prefix))
         types = reader.get_variable_to_dtype_map()
         shapes = reader.get_variable_to_shape_map()
-        found |= {key: int(np.prod(shapes[key])) for key in shapes if types[key] == tf.int8}
+        exact = tf.train.load_checkpoint(str(source / "variables" / "variables")).get_variable_to_shape_map()
+        found |= {key: int(np.prod(exact.get(key, shapes[key]))) for key in shapes if types[key] == tf.int8}
     read = saved_model_pb2.SavedModel.FromString((folder / "saved_model.pb").read_bytes())
     for meta in read.meta_graphs:
         bodies = [function.node_def for function in meta.graph_def.library.function]

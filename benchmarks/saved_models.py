@@ -167,7 +167,7 @@ def size(bench: Bench) -> None:
     for name in zoo.NETWORKS:
         source = bench.float_of(name)
         portable = bench.version(name, OURS[0])
-        once = 4 * zoo.int8_elements(portable) if portable is not None else 0
+        once = 4 * zoo.int8_elements(portable, source) if portable is not None else 0
         for version in ("float", *OURS[:4], NAIVE, *peer.PEERS.values()):
             folder = bench.version(name, version)
             if folder is None:
@@ -198,7 +198,7 @@ def errors(bench: Bench, name: str) -> None:
         version: found for version in ("float", *versions) if (found := bench.version(name, version)) is not None
     }
     arrays = dict(run_all(bench, name, folders))
-    weights = {version: zoo.int8_elements(folder) for version, folder in folders.items() if version != "float"}
+    weights = {v: zoo.int8_elements(folder, folders["float"]) for v, folder in folders.items() if v != "float"}
     worst: dict[str, dict[str, float]] = {}
     for loader in LOADERS:
         truth = arrays.get(("float", loader))

@@ -15,6 +15,7 @@ import saved_models as models
 from test_cli import call  # noqa: F401  (a fixture)
 
 import paring
+from paring.compress.encodings import up_to_bfloat16
 from paring.compress.quantize import Quantize
 from paring.errors import InputError
 from paring.formats.saved_model.model import SavedModel
@@ -93,7 +94,7 @@ def short(values: np.ndarray, tf: Any) -> np.ndarray:
 
 def stored(weight: np.ndarray) -> np.ndarray:
     """What int8 codes with a scale per column stand for."""
-    scale = np.abs(weight).max(axis=0) / np.float32(127)
+    scale = up_to_bfloat16(np.abs(weight).max(axis=0) / np.float32(127))
     return np.rint(weight / scale) * scale
 
 
@@ -235,3 +236,26 @@ def test_models_that_do_not_belong_together(folder: Path, tmp_path: Path, tensor
         compare(folder / "shared", tmp_path / "named")
     with pytest.raises(InputError, match="expected keys `signature/input` for each of feed, serving_default"):
         compare(folder / "shared", folder / "shared-small", np.zeros((2, 24), np.float32))
+
+
+def test_a_table_whose_rows_end_in_their_scales_keeps_its_form_and_error(tmp_path: Path, tensorflow: ModuleType):
+    tf = tensorflow
+    values = np.random.default_rng(0).normal(size=(300, 32)).astype(np.float32)
+
+    class Table(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.ids = tf.Variable(values, name="ids")
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int32, name="x")])
+        def run(self, x):
+            return {"y": tf.gather(self.ids, x)}
+
+    made = Table()
+    tf.saved_model.save(made, str(tmp_path / "net"), signatures={"serving_default": made.run})
+    optimized(tmp_path / "net", tmp_path / "out", "weight-only-int8")
+    np.save(tmp_path / "x.npy", np.arange(300, dtype=np.int32))
+    layer = by_weight(paring.compare(tmp_path / "net", tmp_path / "out", data=tmp_path / "x.npy"))["ids"]
+    kept = snr(values, stored(values.T).T)
+    assert layer.form == "int8" and layer.own is not None and layer.weight_db is not None
+    assert abs(layer.weight_db - kept) < 0.02

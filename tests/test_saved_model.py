@@ -15,6 +15,7 @@ import saved_models as models
 
 import paring
 from paring.cli import main
+from paring.compress.encodings import up_to_bfloat16
 from paring.errors import BoundError, InputError, UnsupportedError
 from paring.formats.saved_model.bundle import Bundle, write
 from paring.formats.saved_model.model import SavedModel
@@ -108,7 +109,7 @@ def test_large_models_are_written_in_shards(tmp_path: Path, tensorflow):
 def decoded(name: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The int8 codes of a weight of `models.WEIGHTS`, with scales of its channels' largest values, and what they stand for."""
     summed = tuple(d for d in range(values.ndim) if d not in models.WEIGHTS[name][1])
-    scale = np.abs(values).max(axis=summed, keepdims=True) / np.float32(127)
+    scale = up_to_bfloat16(np.abs(values).max(axis=summed, keepdims=True) / np.float32(127))
     codes = np.rint(values / scale)
     return codes.astype(np.int8), (codes * scale).astype(np.float32)
 
@@ -345,7 +346,8 @@ def test_conversions_wait_for_the_other_operand(tmp_path: Path, tensorflow):
 def test_rows_are_picked_before_they_are_converted(folder: Path, tmp_path: Path):
     optimized(folder / "keras", tmp_path / "out", only=["gather"])
     ((scope, node),) = casts(tmp_path / "out")
-    assert scope.maker(node.input[0])[0].op == "GatherV2"
+    parts, _ = scope.maker(node.input[0])
+    assert (parts.op, scope.maker(parts.input[0])[0].op) == ("SplitV", "GatherV2")
 
 
 def test_loops_convert_once_and_before(folder: Path, tmp_path: Path):
@@ -644,3 +646,113 @@ def test_only_savedmodels_are_replaced(folder: Path, tmp_path: Path):
     with pytest.raises(InputError, match="the model's own folder"):
         optimized(tmp_path / "model", tmp_path / "model" / "small")
     assert (tmp_path / "precious" / "thesis.txt").read_text(encoding="utf-8") == "all of it"
+
+
+# -- scales --------------------------------------------------------------------------------------------------------
+
+
+def graph_bytes(folder: Path) -> int:
+    return (folder / "saved_model.pb").stat().st_size
+
+
+def test_scales_are_two_bytes_each_and_once_in_a_function(tmp_path: Path, tensorflow):
+    tf, wide = tensorflow, 4096
+
+    class Twice(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = tf.Variable(np.random.default_rng(0).normal(size=(8, wide)).astype(np.float32))
+
+        @tf.function(input_signature=[tf.TensorSpec([None, 8], name="x")])
+        def run(self, x):
+            return {"y": tf.matmul(x, self.w), "z": tf.matmul(x + 1, self.w)}
+
+    tf.saved_model.save(Twice(), str(tmp_path / "net"))
+    optimized(tmp_path / "net", tmp_path / "out")
+    assert graph_bytes(tmp_path / "out") - graph_bytes(tmp_path / "net") < 2 * wide + 1500
+
+
+@pytest.fixture
+def tables(tmp_path: Path, tensorflow):
+    """Tables that are picked from, in a function and in a loop; `narrow` and `cube` are none whose rows hold a scale."""
+    tf, random = tensorflow, np.random.default_rng(0)
+
+    class Tables(tf.Module):
+        def __init__(self):
+            super().__init__()
+            for name, shape in {"ids": (500, 64), "turns": (300, 16), "narrow": (300, 8), "cube": (100, 4, 16)}.items():
+                values = random.normal(size=shape) * random.uniform(0.1, 3, (shape[0], *[1] * (len(shape) - 1)))
+                setattr(self, name, tf.Variable(values.astype(np.float32), name=name))
+            keys = tf.lookup.KeyValueTensorInitializer(["a", "b"], tf.constant([1, 7], tf.int64))
+            self.words = tf.lookup.StaticHashTable(keys, 0)
+
+        @tf.function(input_signature=[tf.TensorSpec([2, 20], tf.int32, name="x")])
+        def run(self, x):
+            total = tf.zeros([2, 16])
+            for turn in tf.range(3):
+                total += tf.gather(self.turns, x[:, turn])
+            whole = tf.gather(tf.convert_to_tensor(self.ids), x[0])
+            long = tf.cast(x, tf.int64)
+            return {
+                "rows": tf.gather(self.ids, x), "whole": whole, "long": tf.gather(self.ids, long), "turns": total,
+                "narrow": tf.gather(self.narrow, x), "cube": tf.gather(self.cube, x),
+            }  # fmt: skip
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="text")])
+        def read(self, text):
+            return {"v": tf.gather(self.ids, self.words.lookup(text))}
+
+    made = Tables()
+    tf.saved_model.save(made, str(tmp_path / "tables"), signatures={"run": made.run, "words": made.read})
+    return made
+
+
+def test_rows_end_in_their_scales(tables, tmp_path: Path, tensorflow):
+    optimized(tmp_path / "tables", tmp_path / "out")
+    loaded = tensorflow.saved_model.load(str(tmp_path / "out"))
+    shapes = {name: tuple(getattr(loaded, name).shape) for name in ("ids", "turns", "narrow", "cube")}
+    assert shapes == {"ids": (500, 66), "turns": (300, 18), "narrow": (300, 8), "cube": (100, 4, 16)}
+    exact = tables.ids.numpy()
+    scale = up_to_bfloat16(np.abs(exact).max(axis=1, keepdims=True) / np.float32(127))
+    x = tensorflow.constant(np.random.default_rng(1).integers(0, 100, (2, 20)), tensorflow.int32)
+    found = loaded.signatures["run"](x=x)
+    assert (np.abs(found["rows"] - exact[x]) <= 0.5001 * scale[x]).all()
+    np.testing.assert_array_equal(found["whole"], found["rows"][0])
+    np.testing.assert_array_equal(found["long"], found["rows"])
+    assert set(np.unique(found["rows"] / scale[x] % 1)) == {0.0}
+    expected = tables.run(x)
+    assert all(np.linalg.norm(found[k] - v) < 0.02 * np.linalg.norm(v) for k, v in expected.items())
+    words = loaded.signatures["words"](text=tensorflow.constant(["b", "a"]))["v"]
+    assert np.abs(words - exact[[7, 1]]).max() < 0.05
+    compiled = tensorflow.function(loaded.signatures["run"], jit_compile=True)(x=x)
+    assert all(np.allclose(compiled[k], found[k], atol=1e-6) for k in found)
+    for run in LOADERS.values():
+        gap = gaps(run(tensorflow, tmp_path / "tables"), run(tensorflow, tmp_path / "out"))
+        assert 0 < max(gap.values()) < 0.02, gap
+
+
+def test_tables_whose_rows_end_in_scales_become_litert_models_that_run(tmp_path: Path, tensorflow):
+    tf = tensorflow
+
+    class Table(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.ids = tf.Variable(np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32))
+
+        @tf.function(input_signature=[tf.TensorSpec([2, 20], tf.int32, name="x")])
+        def run(self, x):
+            return {"y": tf.gather(self.ids, x)}
+
+    made = Table()
+    tf.saved_model.save(made, str(tmp_path / "table"), signatures={"serving_default": made.run})
+    optimized(tmp_path / "table", tmp_path / "out")
+    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="LiteRT is not installed")
+    content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "out")).convert()
+    interpreter = litert.Interpreter(model_content=content)
+    x = np.random.default_rng(1).integers(0, 500, (2, 20)).astype(np.int32)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    got = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    want = tf.saved_model.load(str(tmp_path / "out")).signatures["serving_default"](x=tf.constant(x))["y"]
+    np.testing.assert_allclose(got, want, rtol=1e-6)

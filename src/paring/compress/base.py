@@ -60,6 +60,7 @@ class Context:
       gram: Second moments of the rows that the weights meet, None unless the algorithm asked for them.
       unfolding: How the weights lie as matrices, where that is known without data.
       pruned: The zeros among the weights are there on purpose, however few: they stay.
+      short: Scales are rounded up to bfloat16, in which they are stored; else they are float32.
       taps: In training, in which a weight is a matrix [outputs, taps * inputs]: positions of a convolution's kernel, else 1.
       gain: In training, what the batch normalization behind multiplies each output with, float32 [outputs]; None where
         there is none.
@@ -73,6 +74,7 @@ class Context:
     gram: Gram | None = None
     unfolding: Unfolding | None = None
     pruned: bool = False
+    short: bool = False
     taps: int = 1
     gain: np.ndarray | None = field(default=None, repr=False)
 

@@ -91,6 +91,16 @@ def to_bfloat16(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
+def up_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The next bfloat16 values from zero on, as float32: at most 1/128 more. For finite values far from the largest.
+
+    >>> up_to_bfloat16(np.array([1.0, 1.001, 0.0], np.float32)).tolist()
+    [1.0, 1.0078125, 0.0]
+    """
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
 def from_bfloat16(codes: np.ndarray) -> np.ndarray:
     """uint16 bits -> the float32 that they stand for.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from paring.compress.base import Algorithm, Context, Encoded, Extra
-from paring.compress.encodings import FORMS, decode, from_bfloat16, to_bfloat16
+from paring.compress.encodings import FORMS, decode, from_bfloat16, to_bfloat16, up_to_bfloat16
 from paring.compress.gram import Gram
 from paring.compress.rounding import ROUNDERS
 from paring.compress.straight import lsq, short, through
@@ -210,6 +210,7 @@ class Quantize(Algorithm):
         loss = self._loss(weight, context, lambda full: np.moveaxis(full, axis or 0, 0).reshape(rows.shape))
         low = form.low  # never -8: the builtin hybrid FULLY_CONNECTED reads that int4 code wrongly
         scale = self._scales(rows, low, form.high, loss)
+        scale = up_to_bfloat16(scale) if context.short else scale  # before the codes are made, so that nothing clips
         grid = Quantization(scale, np.zeros(scale.shape, np.int64), form.dtype, axis)
         return Encoded(
             _codes(weight, _along(scale, axis, weight.ndim), low, form.high, clip=self.range == "mse"), form.dtype, grid

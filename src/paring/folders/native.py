@@ -55,14 +55,16 @@ class Packing:
 
     Attributes:
       seats: By weight (twins are one): as what, or why not.
+      exact: Weights lie on a grid already, whose scales are kept.
     """
 
     seats: Mapping[SourceId, Seat | str]
+    exact: bool = False
 
     @classmethod
-    def of(cls, model: SavedModel, seen: View, twins: Mapping[SourceId, SourceId]) -> Packing:
+    def of(cls, model: SavedModel, seen: View, twins: Mapping[SourceId, SourceId], *, exact: bool = False) -> Packing:
         """Looks at all weights that operators read."""
-        return cls({id_: _packing(model, together(model, id_, twins)) for id_ in readers_of(seen, twins)})
+        return cls({id_: _packing(model, together(model, id_, twins)) for id_ in readers_of(seen, twins)}, exact)
 
     def packed(
         self, id_: SourceId, settings: Quantize | None, weight: np.ndarray, name: str, inputs: Inputs | None = None
@@ -85,7 +87,20 @@ class Packing:
             return None
         zeros = 1 - np.count_nonzero(weight) / weight.size
         floats = settings is not None and settings.activations != "dynamic"
-        return _sparse(settings, place, weight, name) if zeros >= (DENSE_INT8 if floats else THRESHOLD) else None
+        return self._sparse(settings, place, weight, name) if zeros >= (DENSE_INT8 if floats else THRESHOLD) else None
+
+    def _sparse(self, settings: Quantize | None, place: Seat, weight: np.ndarray, name: str) -> Stored:
+        """Without the zeros: float32, or int8 with a scale per channel."""
+        rows = np.ascontiguousarray(place.matrix(weight).T)
+        if settings is None:
+            blob = pack_sparse(rows, place.kernel)
+            return Stored("int8", shelved(blob), np.ones(len(rows), np.float32), "sparse float32")
+        encoded = settings.encode(rows, Context(name, 0, (1,), short=not self.exact))
+        assert encoded.grid is not None
+        scale = np.broadcast_to(encoded.grid.scale.astype(np.float32), len(rows))
+        return Stored(
+            "int8", shelved(pack_sparse(encoded.values, place.kernel)), np.ascontiguousarray(scale), "sparse int8"
+        )
 
     def values(self, id_: SourceId, stored: Stored, shape: tuple[int, ...]) -> np.ndarray:
         """What a packed weight stands for, float32 of its own shape."""
@@ -177,20 +192,6 @@ def _int4(settings: Quantize, place: Seat, weight: np.ndarray, name: str, inputs
     assert encoded.grid is not None
     codes, scales = np.ascontiguousarray(encoded.values[:, :depth].T), encoded.grid.scale.astype(np.float16).T
     return Stored("int8", shelved(pack_int4(codes, np.ascontiguousarray(scales), block, place.kernel)), power, "int4")
-
-
-def _sparse(settings: Quantize | None, place: Seat, weight: np.ndarray, name: str) -> Stored:
-    """Without the zeros: float32, or int8 with a scale per channel."""
-    rows = np.ascontiguousarray(place.matrix(weight).T)
-    if settings is None:
-        blob = pack_sparse(rows, place.kernel)
-        return Stored("int8", shelved(blob), np.ones(len(rows), np.float32), "sparse float32")
-    encoded = settings.encode(rows, Context(name, 0, (1,)))
-    assert encoded.grid is not None
-    scale = np.broadcast_to(encoded.grid.scale.astype(np.float32), len(rows))
-    return Stored(
-        "int8", shelved(pack_sparse(encoded.values, place.kernel)), np.ascontiguousarray(scale), "sparse int8"
-    )
 
 
 NEEDED = "import paring.tensorflow before it is loaded, or call tf.load_op_library(paring.tensorflow.library_path())"

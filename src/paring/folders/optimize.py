@@ -33,6 +33,7 @@ from paring.formats.saved_model.axes import along
 from paring.formats.saved_model.flow import SMALL, Source
 from paring.formats.saved_model.model import SavedModel, folder_bytes
 from paring.formats.saved_model.native import check_library
+from paring.formats.saved_model.tables import only_picked, with_scales
 from paring.formats.saved_model.view import View, kept_of, view
 from paring.graph import OpId
 from paring.outcome import Clock, Report, Row
@@ -93,7 +94,7 @@ def optimize_folder(
     behind = staged(model, seen, winners, twins, progress)
     if recipe.changes:
         clock.mark("compress")
-    packing = Packing.of(model, seen, twins) if runtime == "native" else None
+    packing = Packing.of(model, seen, twins, exact=exact) if runtime == "native" else None
     made = planned(seen, recipe, winners, twins, packing.seats if packing is not None else None, exact=exact)
     clock.mark("plan")
 
@@ -104,7 +105,7 @@ def optimize_folder(
 
     observation, left = Observation.of(model, seen, made, twins, (lambda: samples()[0]) if data is not None else None)
     with observation:
-        stored, shifts, notes = _stored(model, seen, made, twins, behind, packing, observation)
+        stored, shifts, notes = _stored(model, seen, made, twins, behind, packing, observation, exact=exact)
     if any(d.settings is not None and d.settings.bias_correction for d in made.decisions) and data is None:
         notes.append("no data was given: no bias correction")
     if behind.zeros and packing is None:
@@ -226,6 +227,8 @@ def _stored(
     behind: Staged,
     packing: Packing | None,
     observation: Observation,
+    *,
+    exact: bool,
 ) -> tuple[dict[SourceId, Stored], dict[Place, np.ndarray], list[str]]:
     """Every weight that the plan stores anew, read and encoded one at a time; and what is added to the products."""
     modes, notes = made.by_op(), [*behind.notes]
@@ -245,17 +248,25 @@ def _stored(
         elif settings is None:
             made_of = Stored("float32", weight)
         else:
-            made_of = encode(settings, weight, _kept(sources, settings), source.name, inputs)
+            made_of = encode(settings, weight, _kept(sources, settings), source.name, inputs, exact=exact)
             ends = [end for s in sources for end in s.ends]
             assert source.shape is not None
             if made_of.scale is not None and any(along(made_of.scale, source.shape, end.axes) is None for end in ends):
-                made_of = encode(settings, weight, (), source.name, inputs)
+                made_of = encode(settings, weight, (), source.name, inputs, exact=exact)
                 notes.append(f"{source.name} has one scale: a reshape joins its channels with others")
             if id_ in behind.stages and made_of.scale is not None:
                 notes += behind.broken(source, made_of.codes.astype(np.float32) * made_of.scale)
         if settings is not None and settings.bias_correction and inputs is not None:
             values = _values(id_, made_of, packing, weight.shape)
             shifts |= inputs.shifts(weight, values)
+        if (
+            made_of.form == "int8"
+            and made_of.scale is not None
+            and not made_of.packed
+            and only_picked(model.flow, sources)
+        ):
+            table = with_scales(made_of.codes, made_of.scale)
+            made_of = made_of if table is None else replace(made_of, codes=shelved(table), rows=True)
         stored |= dict.fromkeys([s.id for s in sources], made_of)
     if not stored:
         notes.append("nothing became smaller: no weight is stored anew, the table says why (try weight-only-int8)")
@@ -290,7 +301,13 @@ def _kept(sources: Sequence[Source], settings: Quantize) -> tuple[int, ...]:
 
 
 def encode(
-    settings: Quantize, weight: np.ndarray, kept: tuple[int, ...], name: str, inputs: Inputs | None = None
+    settings: Quantize,
+    weight: np.ndarray,
+    kept: tuple[int, ...],
+    name: str,
+    inputs: Inputs | None = None,
+    *,
+    exact: bool = False,
 ) -> Stored:
     """A weight as it is to be stored.
 
@@ -300,9 +317,10 @@ def encode(
       kept: Dimensions whose every index has a scale of its own; none for one scale.
       name: For messages.
       inputs: What it meets, where that was observed; it is left out of account where scales lie in another way.
+      exact: Its values lie on a grid, whose scales are kept; else scales are rounded up to bfloat16, which take less room.
 
     >>> encode(Quantize("int8", "float"), np.array([[1.0, -4.0], [2.0, 2.0]], np.float32), (1,), "w").codes.tolist()
-    [[64, -127], [127, 64]]
+    [[63, -126], [126, 63]]
     """
     if settings.weights in ("float16", "bfloat16"):
         return Stored(settings.weights, shelved(settings.encode(weight, Context(name, None)).values))
@@ -314,7 +332,7 @@ def encode(
         context = Context(name, 0, (1,))
     own = settings if kept else replace(settings, granularity="tensor")
     turned = weight.transpose(order)
-    encoded = own.encode(turned.reshape(prod(turned.shape[:outputs]), -1), context)
+    encoded = own.encode(turned.reshape(prod(turned.shape[:outputs]), -1), replace(context, short=not exact))
     assert encoded.grid is not None
     back, scale = np.argsort(order), encoded.grid.scale.astype(np.float32)
     codes = encoded.values.reshape(turned.shape).transpose(back)

@@ -23,6 +23,7 @@ from paring.formats.saved_model.native import Seat, dense, factors, put, seat, s
 from paring.formats.saved_model.operators import ROWS, picked
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT16, FLOAT32, INT8, INT32, Scope, field, result_type
 from paring.formats.saved_model.share import share
+from paring.formats.saved_model.tables import pick
 
 TYPES = {"int8": INT8, "bfloat16": BFLOAT16, "float16": FLOAT16, "float32": FLOAT32}
 SourceId = tuple[str, str]
@@ -38,6 +39,7 @@ class Stored:
       form: `int8`, `bfloat16` or `float16`; `float32` for other values in the same type.
       codes: In the weight's layout; bfloat16 as its bits in uint16. Packed: int8 [bytes].
       scale: float32 of the weight's rank, 1 in each dimension that shares one; None for floats. Packed: [outputs].
+      rows: Each row of the codes ends in its scale (`tables`).
       kind: `int4`, `sparse float32` or `sparse int8` where the codes are packed, for paring's operators alone; else empty.
     """
 
@@ -45,11 +47,17 @@ class Stored:
     codes: np.ndarray = new(repr=False)
     scale: np.ndarray | None = new(default=None, repr=False)
     kind: str = ""
+    rows: bool = False
 
     @property
     def packed(self) -> bool:
         """Whether the codes are bytes that only paring's operators read."""
         return bool(self.kind)
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of the variable from now on; None where it keeps its own."""
+        return self.codes.shape if self.packed or self.rows else None
 
     @property
     def type(self) -> int:
@@ -219,8 +227,8 @@ class _Writer:
         for name, node in (*source.moves, *source.looks):
             if self.flow.scopes[name].holds(node):
                 node.attr["T"].type = number
-        if stored.packed:
-            self._reshape(source, len(stored.codes))
+        if stored.shape is not None:
+            self._reshape(source, stored.shape)
         for _, node, index in source.saves:
             node.attr["dtypes"].list.type[index] = number
         for name, node in source.assigns:
@@ -230,9 +238,9 @@ class _Writer:
         if source.object is not None:
             variable = self.model.meta.object_graph_def.nodes[source.object].variable
             variable.dtype, variable.trainable = number, False
-            if stored.packed:
-                _set_shape(variable.shape, len(stored.codes))
-        self._annotate(source, number, len(stored.codes) if stored.packed else None)
+            if stored.shape is not None:
+                _set_shape(variable.shape, stored.shape)
+        self._annotate(source, number, stored.shape)
         for end in source.ends:
             if (place := self.places[id(end)]) not in self.done:  # twins are read by the same nodes
                 self.done.add(place)
@@ -244,17 +252,17 @@ class _Writer:
 
         source.node.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
 
-    def _reshape(self, source: Source, size: int) -> None:
-        """The variable is so many bytes from now on, wherever the file says its shape."""
+    def _reshape(self, source: Source, shape: tuple[int, ...]) -> None:
+        """The variable has another shape from now on, wherever the file says it."""
         if source.kind != CONSTANT:
-            _set_shape(source.node.attr["shape"].shape, size)
+            _set_shape(source.node.attr["shape"].shape, shape)
         nodes = [node for _, node in (*source.reads, *source.moves)]
         if source.kind != RESOURCE:
             nodes += [source.node, *(node for _, node in source.assigns)]
-        for shape in (shape for node in nodes for shape in field(node, "_output_shapes").list.shape):
-            _set_shape(shape, size)
+        for known in (known for node in nodes for known in field(node, "_output_shapes").list.shape):
+            _set_shape(known, shape)
 
-    def _annotate(self, source: Source, number: int, size: int | None) -> None:
+    def _annotate(self, source: Source, number: int, shape: tuple[int, ...] | None) -> None:
         """Arguments may say what type and shape their variable has."""
         for (name, value), ids in self.flow.handles.items():
             scope = self.flow.scopes[name]
@@ -264,8 +272,8 @@ class _Writer:
                     attributes = scope.function.arg_attr[index].attr
                     if "_handle_dtypes" in attributes:
                         attributes["_handle_dtypes"].list.type[0] = number
-                    if "_handle_shapes" in attributes and size is not None:
-                        _set_shape(attributes["_handle_shapes"].list.shape[0], size)
+                    if "_handle_shapes" in attributes and shape is not None:
+                        _set_shape(attributes["_handle_shapes"].list.shape[0], shape)
 
     def _assign(self, scope: Scope, node: Any, source: Source, stored: Stored) -> None:
         """What sets the variable gives its new type: a restore reads it, a first value is rounded."""
@@ -283,22 +291,23 @@ class _Writer:
             return
         if self._copies(scope, node, stored):
             return
-        if stored.packed:  # nothing in a graph packs; whoever runs this gets an operator's clear error
-            size = scope.add(
-                f"{node.name}/size", "Const", [], dtype=INT32, value=np.array([len(stored.codes)], np.int32)
-            )
-            zero = scope.add(f"{node.name}/zero", "Const", [], dtype=INT8, value=np.zeros((), np.int8))
-            empty = scope.add(
-                f"{node.name}/empty", "Fill", [scope.value(size), scope.value(zero)], T=INT8, index_type=INT32
-            )
-            scope.connect(node, 1, scope.value(empty))
-            return
         direct, _ = scope.maker(value)
         if direct is not None and direct.op == "Const" and len(scope.users[scope.canonical(value)]) == 1:
             from tensorflow import make_tensor_proto
 
             direct.attr["dtype"].type = stored.type  # the first value is not the restored one, so it may be that, too
             direct.attr["value"].tensor.CopyFrom(make_tensor_proto(stored.array()))
+            if stored.shape is not None:
+                for known in field(direct, "_output_shapes").list.shape:
+                    _set_shape(known, stored.shape)
+            return
+        if stored.shape is not None:  # nothing in a graph packs: an operator's clear error, or a table of zeros
+            size = scope.add(f"{node.name}/size", "Const", [], dtype=INT32, value=np.array(stored.shape, np.int32))
+            zero = scope.add(f"{node.name}/zero", "Const", [], dtype=INT8, value=np.zeros((), np.int8))
+            empty = scope.add(
+                f"{node.name}/empty", "Fill", [scope.value(size), scope.value(zero)], T=INT8, index_type=INT32
+            )
+            scope.connect(node, 1, scope.value(empty))
             return
         if stored.scale is not None:
             inverse = scope.add(f"{node.name}/inverse", "Const", [], dtype=FLOAT32, value=1 / stored.scale)
@@ -346,7 +355,7 @@ class _Writer:
         cast = scope.add(f"{node.name}/float", "Cast", [end.value, *held], SrcT=stored.type, DstT=FLOAT32)
         scope.connect(node, end.input, scope.value(cast))
         name, take = scope.follow(node, stored.form)
-        factor = scope.constant_node(f"{name}/scale", np.ascontiguousarray(after, np.float32), cast)
+        factor = scope.scale_node(f"{name}/scale", np.ascontiguousarray(after, np.float32), cast)
         take(scope.add(name, "Mul", [scope.value(node), factor], T=FLOAT32))
 
     def _before_loop(self, scope: Scope, end: End, shape: tuple[int, ...], stored: Stored) -> str | None:
@@ -372,27 +381,35 @@ class _Writer:
         cast = scope.add(f"{name}/float", "Cast", [value, *held], SrcT=stored.type, DstT=FLOAT32)
         if scale is None:
             return scope.value(cast)
-        factor = scope.constant_node(f"{name}/scale", np.ascontiguousarray(scale, np.float32), cast)
+        factor = scope.scale_node(f"{name}/scale", np.ascontiguousarray(scale, np.float32), cast)
         return scope.value(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
 
     def _pick(self, scope: Scope, node: Any, axis: int, scale: np.ndarray | None, stored: Stored) -> None:
         """Rows are picked as they are stored, and then converted."""
         node.attr["dtype" if node.op == "ResourceGather" else "Tparams"].type = stored.type
         name, take = scope.follow(node, stored.form)
+        if stored.rows:
+            pick(scope, node, stored.codes.shape[1] - 2, name, take)
+            return
         rows = scope.value(node)
         if scale is None:
             take(scope.add(name, "Cast", [rows], SrcT=stored.type, DstT=FLOAT32))
             return
         cast = scope.add(f"{name}/float", "Cast", [rows], SrcT=stored.type, DstT=FLOAT32)
         if scale.shape[axis] == 1:
-            factor = scope.constant_node(f"{name}/scale", scale.reshape(scale.shape[axis + 1 :]), node)
+            factor = scope.scale_node(f"{name}/scale", scale.reshape(scale.shape[axis + 1 :]), node)
         else:
-            table = scope.constant_node(f"{name}/scales", np.ascontiguousarray(scale), node)
+            table = scope.scale_node(f"{name}/scales", scale, node, cast=False)
             place = scope.constant_node(f"{name}/axis", np.asarray(axis, np.int32), node)
             kind = field(node, "Tindices").type
+            number = field(scope.maker(table)[0], "dtype").type
             picked_scale = scope.add(
-                f"{name}/scale", "GatherV2", [table, node.input[1], place], Tparams=FLOAT32, Tindices=kind, Taxis=INT32
+                f"{name}/scale", "GatherV2", [table, node.input[1], place], Tparams=number, Tindices=kind, Taxis=INT32
             )
+            if number != FLOAT32:
+                picked_scale = scope.add(
+                    f"{name}/scale_float", "Cast", [scope.value(picked_scale)], SrcT=number, DstT=FLOAT32
+                )
             factor = scope.value(picked_scale)
         take(scope.add(name, "Mul", [scope.value(cast), factor], T=FLOAT32))
 
@@ -400,11 +417,12 @@ class _Writer:
 def _forget_shape(node: Any, index: int, stored: Stored) -> None:
     """A restored value is as long as the file says."""
     known = field(node, "_output_shapes").list.shape
-    if stored.packed and index < len(known):
+    if stored.shape is not None and index < len(known):
         known[index].Clear()
         known[index].unknown_rank = True
 
 
-def _set_shape(shape: Any, size: int) -> None:
+def _set_shape(shape: Any, sizes: tuple[int, ...]) -> None:
     shape.Clear()
-    shape.dim.add(size=size)
+    for size in sizes:
+        shape.dim.add(size=size)

@@ -17,6 +17,7 @@ from paring.formats.saved_model.operators import ROWS
 from paring.formats.saved_model.packed import Packed, unpack
 from paring.formats.saved_model.probe import Point, homes, island
 from paring.formats.saved_model.scope import BFLOAT16, FLOAT32, NAMES, NATIVE, Scope, field
+from paring.formats.saved_model.tables import is_picked, values_of
 from paring.formats.saved_model.view import View, view
 from paring.graph import Op
 
@@ -105,6 +106,8 @@ def form_of(models: tuple[SavedModel, SavedModel], layers: Layers, number: int) 
         name, decoded = packed.name, _packed(exact, scope, nodes, source, use, packed)
     elif now is not None and stored in ("bfloat16", "float16"):
         decoded = (_reader(optimized, now, np.float32(1)),)
+    elif now is not None and stored == "int8" and is_picked(nodes):
+        decoded = (lambda: values_of(optimized.bundle.read(now.key or "")),)
     elif now is not None and stored == "int8" and now.shape == source.shape:
         scales = (scale for home in layers.paired[number] for scale in _scales(exact, *home, source, use))
         decoded = tuple(_reader(optimized, now, scale) for scale in scales)
@@ -151,8 +154,9 @@ def _scales(exact: SavedModel, scope: Scope, nodes: list[Any], source: Source, u
     added = {value.split(":")[0] for n in nodes if n.op == "AddV2" for value in n.input}  # a correction, not scales
     for constant in (n for n in nodes if n.op == "Const" and n.name in inside - added):
         found = scope.constant(scope.value(constant))
-        if found is None or found.dtype != np.float32:
+        if found is None or found.dtype.name not in ("float32", "bfloat16"):
             continue
+        found = found.astype(np.float32)
         for kept in {other.kept for other in source.uses if other.kept is not None} | {()}:
             sizes = [size if d in kept else 1 for d, size in enumerate(source.shape)]
             if found.size != prod(sizes) or use.axes is None:

@@ -359,7 +359,7 @@ def put(
     if matrix and len(place.sums) > 1:
         shape = _behind(scope, f"{node.name}/rows", given, place, [rows], None, maker)
         x = scope.value(scope.add(f"{node.name}/rows", "Reshape", [given, shape], T=place.type, Tshape=INT32))
-    factor = scope.constant_node(f"{node.name}/scale", scale, maker)
+    factor = scope.scale_node(f"{node.name}/scale", scale, maker)
     attributes = _attributes(node, place, packed=packed, transposed=transposed, rounded=rounded, dynamic=dynamic)
     control = [value for value in node.input if value.startswith("^")]
     scope.retyped(node, f"{NATIVE}{'Packed' if packed else ''}{place.op}", [x, weights, factor, *control], attributes)

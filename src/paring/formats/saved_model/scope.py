@@ -114,6 +114,7 @@ class Scope:
         self.by_name: dict[str, Any] = {node.name: node for node in nodes}
         self.users: dict[str, list[tuple[Any, int]]] = defaultdict(list)
         self.waited: Counter[str] = Counter()
+        self._scales: dict[tuple[tuple[int, ...], bytes, bool], tuple[Any, str]] = {}
         for node in nodes:
             self._reads(node)
 
@@ -165,6 +166,13 @@ class Scope:
     def constant(self, value: str) -> np.ndarray | None:
         """A constant's values, None where they are not known beforehand."""
         node, _ = self.source(value)
+        if (
+            node is not None
+            and node.op == "Cast"
+            and (field(node, "SrcT").type, field(node, "DstT").type) == (BFLOAT16, FLOAT32)
+        ):
+            short = self.constant(node.input[0])
+            return None if short is None else short.astype(np.float32)
         if node is None or node.op != "Const":
             return None
         from tensorflow import make_ndarray
@@ -199,9 +207,7 @@ class Scope:
             if isinstance(value, int):
                 node.attr[key].type = value
             else:
-                from tensorflow import make_tensor_proto
-
-                node.attr[key].tensor.CopyFrom(make_tensor_proto(value))
+                node.attr[key].tensor.CopyFrom(_tensor(value))
         return self._known(node)
 
     def copy(self, original: Any, name: str) -> Any:
@@ -220,6 +226,38 @@ class Scope:
         """A new constant, in the same loop frame as the node `after`; control edges keep it out of folding."""
         number = {"float32": FLOAT32, "int32": INT32}[values.dtype.name]
         return self.value(self.add(name, "Const", [f"^{after.name}"], dtype=number, value=values))
+
+    def scale_node(self, name: str, values: np.ndarray, after: Any, *, cast: bool = True) -> str:
+        """A new constant of scales, as `constant_node`, in as few bytes as hold them; in a function the same ones are one.
+
+        Args:
+          name: For the constant.
+          values: float32.
+          after: The node that it waits for. What several read waits for nothing: a function body is no loop frame.
+          cast: As float32; else as the constant's own type.
+        """
+        values = np.ascontiguousarray(values, np.float32)
+        key = values.shape, values.tobytes(), cast
+        if key in self._scales:
+            node, found = self._scales[key]
+            if node.input:
+                self._forgets(node)
+                node.ClearField("input")
+            return found
+        if values.size < _SHORT or (values == values.flat[0]).all() or (values.view(np.uint32) & 0xFFFF).any():
+            node = self.add(name, "Const", [f"^{after.name}"], dtype=FLOAT32, value=values)
+            found = self.value(node)
+        else:
+            from tensorflow import bfloat16
+
+            short = (values.view(np.uint32) >> 16).astype(np.uint16).view(bfloat16.as_numpy_dtype)
+            node = self.add(f"{name}/short", "Const", [f"^{after.name}"], dtype=BFLOAT16, value=short)
+            found = self.value(node)
+            if cast:
+                found = self.value(self.add(name, "Cast", [found], SrcT=BFLOAT16, DstT=FLOAT32))
+        if self.function is not None:
+            self._scales[key] = node, found
+        return found
 
     def connect(self, node: Any, index: int, value: str) -> None:
         """Makes a node read another value."""
@@ -352,5 +390,18 @@ def scopes(graph: Any) -> dict[str, Scope]:
     return found
 
 
+def _tensor(values: np.ndarray) -> Any:
+    """A constant as TensorFlow's message: one number where all are the same, else their bytes."""
+    from tensorflow import make_tensor_proto
+
+    if values.size > 1 and values.dtype.kind == "f" and (values == values.flat[0]).all():
+        return make_tensor_proto(values.flat[0], shape=values.shape)
+    made = make_tensor_proto(values.view(np.int16) if values.dtype.name == "bfloat16" else values)
+    if values.dtype.name == "bfloat16":  # as such it would be a list of varints, which is longer
+        made.dtype = BFLOAT16
+    return made
+
+
+_SHORT = 64  # scales: below, a Cast takes more room than bfloat16 saves
 _AT_ONCE = ("Const", "VarHandleOp", "ReadVariableOp", "VariableV2", "Variable", "Placeholder", "Identity")
 """Nodes whose results are there from the start: to wait for them is to wait for nothing."""
