@@ -39,6 +39,7 @@ class Product {
   Window window(const Shape& x, int64_t kernel_h, int64_t kernel_w, int64_t inputs) const;
   paring_product product(const Call&, int64_t outputs) const;
   void run_conv(const paring_product&, const Window&, int threads) const;
+  void on_large_pages(const Tensor& weights);
 
   Form form_;
   int type_ = float32;
@@ -47,6 +48,7 @@ class Product {
   int32_t stride_[2] = {1, 1}, dilation_[2] = {1, 1};
   int64_t pad_[4] = {};            // top, bottom, left, right, where explicit
   std::atomic<int> threads_{0};    // as configured; 0 as long as nobody could be asked
+  std::atomic<const void*> paged_{nullptr};   // the weights that were put on large pages
   Layers layers_;
 };
 
