@@ -181,8 +181,7 @@ def size(bench: Bench) -> None:
                 variables_over_float_once=share, graph_over_float=growth, both_over_float_once=whole,
             )  # fmt: skip
             if version in OURS:
-                small = "int4" in version and name in ("Dense", "Conv2D", "LSTM")  # tables stay int8
-                limit = 0.15 if small else 0.26
+                limit = 0.15 if "int4" in version else 0.26
                 bench.figure.at_most(f"size, {name}, {version}: variables over float, stored once", share, limit)
                 bench.figure.at_most(f"size, {name}, {version}: saved_model.pb over float's", growth, 1.2)
         bench.drop(name)
