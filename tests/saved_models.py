@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -269,3 +271,18 @@ def run_v1(tf: Any, folder: Path) -> dict[str, np.ndarray]:
             outputs = {name: info.name for name, info in signature.outputs.items()}
             found |= {f"{key}/{name}": np.asarray(value) for name, value in session.run(outputs, feed).items()}
     return found
+
+
+KINDS = ("keras", "functions", "operators", "resource", "reference")
+
+
+def every_kind(keras: ModuleType, tf: ModuleType, here: Path) -> Path:
+    """Writes a model of each of `KINDS` into a folder, and gives it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keras_export(keras, here / "keras")
+        functions(tf, here / "functions")
+        operators(tf, here / "operators")
+        tf1(tf, here / "resource", resource=True)
+        tf1(tf, here / "reference", resource=False)
+    return here

@@ -24,7 +24,7 @@ from paring.formats.saved_model.packed import INT4, SPARSE_FLOAT32, SPARSE_INT8,
 from paring.formats.saved_model.scope import NATIVE
 from paring.formats.saved_model.view import view
 
-KINDS = ("keras", "functions", "operators", "resource", "reference")
+KINDS = models.KINDS
 LOADERS = {"v2": models.run_v2, "v1": models.run_v1}
 
 
@@ -41,15 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, keras_on_tensorflow: Module
     """A folder with a model of each of `KINDS`."""
     import tensorflow as tf
 
-    here = tmp_path_factory.mktemp("native")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        models.keras_export(keras_on_tensorflow, here / "keras")
-        models.functions(tf, here / "functions")
-        models.operators(tf, here / "operators")
-        models.tf1(tf, here / "resource", resource=True)
-        models.tf1(tf, here / "reference", resource=False)
-    return here
+    return models.every_kind(keras_on_tensorflow, tf, tmp_path_factory.mktemp("native"))
 
 
 def optimized(source: Path, out: Path, recipe: object, runtime: str = "native", **settings: Any) -> paring.Result:

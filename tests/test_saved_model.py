@@ -22,7 +22,7 @@ from paring.formats.saved_model.model import SavedModel
 from paring.formats.saved_model.session import Session
 from paring.formats.saved_model.view import view
 
-KINDS = ("keras", "functions", "operators", "resource", "reference")
+KINDS = models.KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -36,15 +36,7 @@ def quiet() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, keras_on_tensorflow: ModuleType, tensorflow: ModuleType) -> Path:
     """A folder with a model of each of `KINDS`."""
-    here = tmp_path_factory.mktemp("saved")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        models.keras_export(keras_on_tensorflow, here / "keras")
-        models.functions(tensorflow, here / "functions")
-        models.operators(tensorflow, here / "operators")
-        models.tf1(tensorflow, here / "resource", resource=True)
-        models.tf1(tensorflow, here / "reference", resource=False)
-    return here
+    return models.every_kind(keras_on_tensorflow, tensorflow, tmp_path_factory.mktemp("saved"))
 
 
 def optimized(source: Path, out: Path, recipe: object = "weight-only-int8", **settings: object) -> paring.Result:

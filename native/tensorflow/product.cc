@@ -187,8 +187,8 @@ void Product::run(TF_OpKernelContext* context) {
   }
 }
 
-// A row of x meets weights as fast as memory gives them, which from the small pages of TensorFlow's own memory is slower by a
-// quarter. A kernel before Linux 6.1 does not know how to gather them: they stay as they are.
+// A row of x meets weights as fast as memory gives them, which from the small pages of TensorFlow's own memory is slower by an
+// eighth. A kernel before Linux 6.1 does not know how to gather them: they stay as they are.
 void Product::on_large_pages(const Tensor& weights) {
 #if defined(__linux__)
   constexpr uintptr_t page = uintptr_t(2) << 20;
